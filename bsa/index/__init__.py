@@ -1,0 +1,1 @@
+"""Keys to bookmarks, and queries through them to the blocks worth reading."""

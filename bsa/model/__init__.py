@@ -1,0 +1,1 @@
+"""The decoder: parameters in a thin linen shell, maths in plain functions."""

