@@ -3,10 +3,13 @@
 import ml_collections
 
 
+# A knob, its unit and its reason stand on one line each.
+# fmt: off
 def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults: a small decoder over bytes with three window layers to each bookmark layer."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # initial parameters; the data has its own
+    config.profile = 0  # steps to trace after the tenth, into workdir/profile; 0: none
 
     config.model = model = ml_collections.ConfigDict()
     model.D = 256  # width of the residual stream
@@ -69,7 +72,6 @@ def get_config() -> ml_collections.ConfigDict:
     train.evaluate_every_steps = 500  # quick held-out bits, which choose the best checkpoint
     train.checkpoint_every_steps = 500
     train.keep_checkpoints = 2  # the newest; the best by held-out bits is kept beside them
-    train.profile_steps = 0  # steps to trace after the tenth, into workdir/profile; 0: none
 
     config.evaluation = evaluation = ml_collections.ConfigDict()
     evaluation.quick_batches = 4  # during training

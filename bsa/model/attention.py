@@ -1,0 +1,125 @@
+"""The kinds of attention layers, as functions of queries, keys, values and where documents lie. Called by `layers`.
+
+`d` reads everything before it through the library's dense attention; `w` (window and sinks), `c` (chunks) and `b`
+(bookmarks) make a `BlockSelection` and read it through the block-sparse kernel.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from bsa.index import build, local, metrics, route, unite
+from bsa.model import settings
+from pallas_kernels import dispatch, selection, shapes
+
+DENSE_QUERY_TOKENS = 1024
+"""Queries of a dense layer that are scored at once, so that memory stays linear in tokens."""
+
+SAVED = "selection"
+"""Name under which lists are kept for backward, so that rematerialised layers do not route twice."""
+
+
+def attend(
+    q_BTHK,
+    k_BSGK,
+    v_BSGK,
+    segment_id_BT,
+    position_BT,
+    model: settings.ModelSettings,
+    layer: int,
+):
+    """Runs the attention of one letter of the pattern.
+
+    Args:
+        segment_id_BT: int32, documents of the row; no attention crosses them.
+        position_BT: int32, tokens since the document's beginning.
+        layer: index into the pattern.
+    Returns:
+        out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
+        `union_tokens`, `refused_choices`, `selection_entropy`, `unread_bookmarks` and the lists as `selection`.
+    """
+    kind = model.pattern[layer]
+    scale = q_BTHK.shape[-1] ** -0.5
+    if kind == "d":
+        out = dense(q_BTHK, k_BSGK, v_BSGK, segment_id_BT, scale)
+        return out, {"attended_tokens": position_BT.mean(dtype=jnp.float32) + 1}
+
+    if kind == "c":
+        view = local.chunk(position_BT, model.chunk_tokens, model.index.C)
+        segment_id_BT = local.chunk_segments(position_BT, model.chunk_tokens)
+    else:
+        view = local.window(
+            position_BT,
+            model.window_tokens[layer],
+            model.index.C,
+            model.index.sink_blocks,
+        )
+    choice_BGTA = None
+    if kind == "b":
+        bookmarks = build.build_index(k_BSGK, model.index)
+        choice_BGTA = route.choose_blocks(
+            q_BTHK, k_BSGK, bookmarks, view, model.index, scale=scale
+        )
+    lists, refused_BGQ = unite.unite(choice_BGTA, view, model.index, model.G)
+    lists = checkpoint_name(lists, SAVED)
+    out_BTHK, _ = dispatch.block_sparse_attention(
+        q_BTHK,
+        k_BSGK,
+        v_BSGK,
+        lists,
+        scale=scale,
+        segment_ids=selection.SegmentIds(segment_id_BT, segment_id_BT),
+        implementation=model.implementation,
+    )
+    figures = {
+        "attended_tokens": _attended_tokens(kind, lists, view, position_BT, model)
+    }
+    if kind == "b":
+        entropy, unread = metrics.bookmark_use(
+            choice_BGTA, view, k_BSGK.shape[1] // model.index.C
+        )
+        figures |= {
+            "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * model.index.C,
+            "refused_choices": refused_BGQ.mean(dtype=jnp.float32),
+            "selection_entropy": entropy,
+            "unread_bookmarks": unread,
+            SAVED: lists,
+        }
+    return out_BTHK, figures
+
+
+def dense(q_BTHK, k_BSGK, v_BSGK, segment_id_BT, scale: float):
+    """Causal attention to every earlier token of the same document, a piece of the queries at a time."""
+    sizes = shapes.check(
+        q_BTHK=q_BTHK, k_BSGK=k_BSGK, v_BSGK=v_BSGK, segment_id_BT=segment_id_BT
+    )
+    B, T, S = (sizes[letter] for letter in "BTS")
+    piece = min(DENSE_QUERY_TOKENS, T)
+    pad = -T % piece
+
+    def pieces(x):
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, -1, piece, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def of_piece(arguments):
+        q, segment_id, place = arguments
+        sees = (place[0][:, None] >= jnp.arange(S)) & (
+            segment_id[:, :, None] == segment_id_BT[:, None]
+        )
+        return jax.nn.dot_product_attention(
+            q, k_BSGK, v_BSGK, mask=sees[:, None], scale=scale
+        )
+
+    place_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    out = jax.lax.map(
+        of_piece, (pieces(q_BTHK), pieces(segment_id_BT), pieces(place_BT))
+    )
+    return jnp.moveaxis(out, 0, 1).reshape(B, T + pad, *q_BTHK.shape[2:])[:, :T]
+
+
+def _attended_tokens(kind, lists, view, position_BT, model):
+    """Mean keys per query; a chunk's are known without counting."""
+    if kind == "c":
+        return (position_BT % model.chunk_tokens).mean(dtype=jnp.float32) + 1
+    return metrics.attended_tokens(lists, view.start_BT).mean()

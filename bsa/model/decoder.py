@@ -1,0 +1,87 @@
+"""Tokens to hidden states: the whole decoder, layers scanned. Called by `bsa.train`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bsa.model import attention, layers, settings
+from pallas_kernels import shapes
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model with tied embeddings; layers follow the pattern, repeated."""
+
+    model: settings.ModelSettings
+
+    @nn.compact
+    def __call__(self, token_BT, segment_id_BT, position_BT):
+        m = self.model
+        init = nn.initializers.normal(layers.INITIAL_STD)
+        embedding_VD = self.param("embedding_VD", init, (m.V, m.D))
+        x_BTD = embedding_VD.astype(m.dtype)[token_BT]
+        scanned = nn.scan(
+            Group,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=m.L // len(m.pattern),
+        )
+        x_BTD, figures = scanned(m, name="groups")(x_BTD, segment_id_BT, position_BT)
+        return layers.Norm(m.norm_eps, name="final_norm")(x_BTD), figures
+
+
+class Group(nn.Module):
+    """One repetition of the pattern: a layer for each letter."""
+
+    model: settings.ModelSettings
+
+    @nn.compact
+    def __call__(self, x_BTD, segment_id_BT, position_BT):
+        layer = layers.Layer
+        if self.model.remat != "none":
+            layer = nn.remat(layer, policy=_saved(self.model.remat), prevent_cse=False)
+        figures = {}
+        for i, kind in enumerate(self.model.pattern):
+            name = f"{i}_{kind}"
+            x_BTD, figures[name] = layer(self.model, i, name=f"layer_{name}")(
+                x_BTD, segment_id_BT, position_BT
+            )
+        return x_BTD, figures
+
+
+def _saved(remat):
+    """What backward keeps: always the lists of key blocks, and matrix products if asked."""
+    policies = jax.checkpoint_policies
+    lists = policies.save_only_these_names(attention.SAVED)
+    if remat == "layer":
+        return lists
+    return policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, lists
+    )
+
+
+def init(key, model: settings.ModelSettings):
+    """Fresh float32 parameters: a dict of arrays whose names end in their axes (scanned ones have a leading one more)."""
+    tokens = jnp.zeros((1, max(model.index.C, model.index.query_block)), jnp.int32)
+    return Decoder(model).init(key, tokens, tokens, tokens)["params"]
+
+
+def apply(params, token_BT, segment_id_BT, position_BT, model: settings.ModelSettings):
+    """Runs the decoder; pure.
+
+    Args:
+        params: as `init` makes them.
+        token_BT: int32 in [0, V).
+        segment_id_BT: int32, documents of a packed row, equal within one; no attention crosses them.
+        position_BT: int32, tokens since the beginning of the document.
+    Returns:
+        hidden_BTD in the model's dtype, to be multiplied by `params["embedding_VD"]` for logits, and figures: a dict
+        with one entry for each letter of the pattern ("3_b"), see `attention.attend`; each leaf has a leading axis of
+        the pattern's repetitions.
+    """
+    shapes.check(
+        token_BT=token_BT, segment_id_BT=segment_id_BT, position_BT=position_BT
+    )
+    return Decoder(model).apply(
+        {"params": params}, token_BT, segment_id_BT, position_BT
+    )

@@ -1,0 +1,97 @@
+"""Parameters of the decoder in thin linen modules; the maths is in `attention`, `rope` and the functions below."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bsa.model import attention, rope, settings
+
+INITIAL_STD = 0.02
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm over the last axis (Zhang and Sennrich, 2019), in float32."""
+
+    epsilon: float
+    name_of_scale: str = "scale_D"
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param(self.name_of_scale, nn.initializers.ones, x.shape[-1:])
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.epsilon)
+        return (x32 * inverse * scale).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Projections of one attention layer around `attention.attend`."""
+
+    model: settings.ModelSettings
+    layer: int
+
+    @nn.compact
+    def __call__(self, x_BTD, segment_id_BT, position_BT):
+        m = self.model
+        init = nn.initializers.normal(INITIAL_STD)
+        q_BTHK = _project(
+            "BTD,DHK->BTHK", x_BTD, self.param("query_DHK", init, (m.D, m.H, m.K))
+        )
+        k_BSGK = _project(
+            "BTD,DGK->BTGK", x_BTD, self.param("key_DGK", init, (m.D, m.G, m.K))
+        )
+        v_BSGK = _project(
+            "BTD,DGK->BTGK", x_BTD, self.param("value_DGK", init, (m.D, m.G, m.K))
+        )
+        if m.qk_norm:
+            q_BTHK = Norm(m.norm_eps, "scale_K", name="query_norm")(q_BTHK)
+            k_BSGK = Norm(m.norm_eps, "scale_K", name="key_norm")(k_BSGK)
+        if m.positions[self.layer] == "r":
+            q_BTHK = rope.rotate(q_BTHK, position_BT, m.rope_theta)
+            k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta)
+        out_BTHK, figures = attention.attend(
+            q_BTHK, k_BSGK, v_BSGK, segment_id_BT, position_BT, m, self.layer
+        )
+        out_init = nn.initializers.normal(INITIAL_STD / (2 * m.L) ** 0.5)
+        out_HKD = self.param("out_HKD", out_init, (m.H, m.K, m.D))
+        return _project("BTHK,HKD->BTD", out_BTHK, out_HKD), figures
+
+
+class Mlp(nn.Module):
+    """SwiGLU (Shazeer, 2020)."""
+
+    model: settings.ModelSettings
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        m = self.model
+        init = nn.initializers.normal(INITIAL_STD)
+        gate_BTF = _project(
+            "BTD,DF->BTF", x_BTD, self.param("gate_DF", init, (m.D, m.F))
+        )
+        up_BTF = _project("BTD,DF->BTF", x_BTD, self.param("up_DF", init, (m.D, m.F)))
+        down_init = nn.initializers.normal(INITIAL_STD / (2 * m.L) ** 0.5)
+        down_FD = self.param("down_FD", down_init, (m.F, m.D))
+        return _project("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, down_FD)
+
+
+class Layer(nn.Module):
+    """One pre-norm decoder layer: attention, then MLP."""
+
+    model: settings.ModelSettings
+    layer: int
+
+    @nn.compact
+    def __call__(self, x_BTD, segment_id_BT, position_BT):
+        m = self.model
+        normed = Norm(m.norm_eps, name="attention_norm")(x_BTD)
+        out, figures = Attention(m, self.layer, name="attention")(
+            normed, segment_id_BT, position_BT
+        )
+        x_BTD += out
+        normed = Norm(m.norm_eps, name="mlp_norm")(x_BTD)
+        return x_BTD + Mlp(m, name="mlp")(normed), figures
+
+
+def _project(equation, x, weight):
+    """An einsum in the activations' dtype; parameters are float32."""
+    return jnp.einsum(equation, x, weight.astype(x.dtype))

@@ -1,0 +1,177 @@
+"""The compiled steps: one of training, one of evaluation. The only place in training that calls `jax.jit`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bsa.model import decoder
+from bsa.parallel import mesh as meshes
+from bsa.train import loss, optimizer, settings
+
+
+class TrainState(NamedTuple):
+    """What learning changes."""
+
+    step: jax.Array
+    params: Any
+    optimizer_state: optax.OptState
+
+
+def abstract_state(run: settings.RunSettings, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a state, without making one."""
+    state = jax.eval_shape(lambda: _fresh_state(run))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        state,
+        meshes.state_sharding(mesh, state),
+    )
+
+
+def initial_state(run: settings.RunSettings, mesh: jax.sharding.Mesh) -> TrainState:
+    """A fresh state, each part made where it belongs."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, mesh))
+    return jax.jit(lambda: _fresh_state(run), out_shardings=shardings)()
+
+
+def check(run: settings.RunSettings, mesh: jax.sharding.Mesh) -> None:
+    """Traces the model on one batch's shapes, so that sizes that do not fit are found before anything is written.
+
+    Raises:
+        ValueError: they do not fit; the message says which.
+    """
+    rows = jax.ShapeDtypeStruct((run.data.B, run.data.T), jnp.int32)
+    batch = dict.fromkeys(
+        ("token_BT", "target_BT", "segment_id_BT", "position_BT"), rows
+    )
+    jax.eval_shape(
+        lambda params: _forward(params, batch, run), abstract_state(run, mesh).params
+    )
+
+
+def make_train_step(run: settings.RunSettings, mesh: jax.sharding.Mesh):
+    """Compiles (state, batch) -> (state, figures); the state's memory is reused.
+
+    The loss is the mean over the whole batch's weights, so that micro-batches give the same gradient as one batch.
+    Figures are float32 scalars: `loss` (nats a token), `bits_per_byte`, `gradient_norm`, `learning_rate`, and those of
+    the attention layers.
+    """
+    transform = optimizer.make_optimizer(run.train)
+    schedule = optimizer.learning_rate(run.train)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, mesh))
+
+    def train_step(state, batch):
+        total = jnp.maximum(batch["weight_BT"].sum(), 1)
+
+        def share_of_loss(params, part):
+            nll_BT, _, figures = _forward(params, part, run)
+            return (nll_BT * part["weight_BT"]).sum() / total, figures
+
+        loss_value, figures, gradient = _accumulate(
+            jax.value_and_grad(share_of_loss, has_aux=True),
+            state.params,
+            batch,
+            run.train.accumulation_steps,
+        )
+        updates, optimizer_state = transform.update(
+            gradient, state.optimizer_state, state.params
+        )
+        figures |= {
+            "loss": loss_value,
+            "bits_per_byte": loss_value / jnp.log(2.0),
+            "gradient_norm": optax.global_norm(gradient),
+            "learning_rate": schedule(state.step),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, optimizer_state), figures
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_evaluation_step(run: settings.RunSettings):
+    """Compiles (params, batch) -> (nll_BT in nats, hit_BT, figures of the attention layers)."""
+    return jax.jit(lambda params, batch: _forward(params, batch, run))
+
+
+def make_selection_step(run: settings.RunSettings):
+    """Compiles (params, batch) -> the `BlockSelection` of every bookmark layer, by letter of the pattern."""
+
+    def selections(params, batch):
+        _, figures = _decode(params, batch, run)
+        return {
+            name: layer["selection"]
+            for name, layer in figures.items()
+            if "selection" in layer
+        }
+
+    return jax.jit(selections)
+
+
+def _fresh_state(run):
+    params = decoder.init(jax.random.key(run.seed), run.model)
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        optimizer.make_optimizer(run.train).init(params),
+    )
+
+
+def _decode(params, batch, run):
+    return decoder.apply(
+        params,
+        batch["token_BT"],
+        batch["segment_id_BT"],
+        batch["position_BT"],
+        run.model,
+    )
+
+
+def _forward(params, batch, run):
+    """Losses, hits and the layers' figures averaged over layers."""
+    hidden_BTD, layers = _decode(params, batch, run)
+    nll_BT, hit_BT = loss.cross_entropy(
+        hidden_BTD,
+        params["embedding_VD"],
+        batch["target_BT"],
+        run.train.loss_chunk_tokens,
+    )
+    return nll_BT, hit_BT, _mean_figures(layers, batch["position_BT"])
+
+
+def _mean_figures(layers, position_BT):
+    """Means over the layers that report a figure; attended tokens also as a share of what dense attention reads."""
+    values = {}
+    for layer in layers.values():
+        for name, value in layer.items():
+            if name != "selection":
+                values.setdefault(name, []).append(value.mean())
+    figures = {name: jnp.stack(value).mean() for name, value in values.items()}
+    return figures | {
+        "attended_share": figures["attended_tokens"] / (position_BT.mean() + 1)
+    }
+
+
+def _accumulate(gradient_of, params, batch, parts):
+    """Sums loss and gradient, and averages figures, over `parts` micro-batches of interleaved rows."""
+    if parts == 1:
+        (value, figures), gradient = gradient_of(params, batch)
+        return value, figures, gradient
+    batch = jax.tree.map(
+        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(total, part):
+        (value, figures), gradient = gradient_of(params, part)
+        return jax.tree.map(jnp.add, total, (value, figures, gradient)), None
+
+    first = jax.tree.map(lambda x: x[0], batch)
+    zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(gradient_of, params, first),
+    )
+    (value, figures), gradient = zero
+    (value, figures, gradient), _ = jax.lax.scan(add, (value, figures, gradient), batch)
+    return value, jax.tree.map(lambda x: x / parts, figures), gradient

@@ -1,0 +1,36 @@
+"""15M parameters at 8K tokens, one GPU: bookmark, window and dense attention beside each other.
+
+Command: python -m bsa.main --config=configs/small.py:bookmark --workdir=runs/small_bookmark
+    (or :window, :dense). Only the last layer of each four differs: a bookmark layer, a window that reads as many
+    tokens, or dense attention.
+Hardware: one H100
+Expected: not run yet
+"""
+
+from configs import base
+
+ARGUMENTS = ("bookmark", "window", "dense")
+
+
+def get_config(attention: str = "bookmark"):
+    """Returns the config with one of `ARGUMENTS` as every fourth layer.
+
+    Raises:
+        ValueError: `attention` is none of them.
+    """
+    if attention not in ARGUMENTS:
+        raise ValueError(
+            f"configs/small.py:{attention} is unknown; try one of {', '.join(ARGUMENTS)}"
+        )
+    config = base.get_config()
+    config.model.update(D=384, H=6, G=2, K=64, F=1280, L=8)
+    if attention == "window":
+        config.model.update(pattern="wwww", window_tokens=(256, 256, 256, 640))
+    if attention == "dense":
+        config.model.update(pattern="wwwd")
+    config.data.update(B=16, T=8192, passkey_share=0.2)
+    config.train.update(steps=1500, learning_rate=2e-3, warmup_steps=100)
+    config.evaluation.update(
+        passkey_tokens=(1024, 2048, 4096, 8192), passkey_samples=16
+    )
+    return config

@@ -1,0 +1,236 @@
+"""The decoder as a whole: causality, documents, and kinds of layers that must agree."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bsa.index.settings import IndexSettings
+from bsa.model import attention, decoder, rope
+from bsa.model.settings import ModelSettings
+
+INDEX = IndexSettings(
+    C=4,
+    query_block=8,
+    J=16,
+    sink_tokens=4,
+    R=2,
+    lloyd_steps=2,
+    A=2,
+    open_tokens=8,
+    X=0,
+    query_pool="mean",
+    route_tokens=64,
+)
+MODEL = ModelSettings(
+    D=16,
+    H=4,
+    G=2,
+    K=8,
+    F=24,
+    V=32,
+    L=4,
+    pattern="wb",
+    positions="rn",
+    window_tokens=(16, 8),
+    chunk_tokens=20,
+    qk_norm=True,
+    rope_theta=10_000.0,
+    norm_eps=1e-6,
+    dtype="float32",
+    remat="none",
+    implementation="auto",
+    index=INDEX,
+)
+T = 64
+
+
+def with_pattern(pattern, **changes):
+    """MODEL with another pattern, RoPE and NoPE by turns."""
+    positions = "".join("rn"[i % 2] for i in range(len(pattern)))
+    repeated = len(pattern) if len(pattern) > 1 else 2
+    return dataclasses.replace(
+        MODEL,
+        pattern=pattern,
+        positions=positions,
+        L=repeated,
+        window_tokens=(16,) * len(pattern),
+        **changes,
+    )
+
+
+@functools.cache
+def parameters(model):
+    """Parameters large enough that attention and routing are far from uniform."""
+    params = decoder.init(jax.random.key(0), model)
+    return jax.tree.map(lambda x: x * 8 if x.ndim > 2 else x, params)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def logits(params, tokens, segments, positions, model):
+    hidden, _ = decoder.apply(params, tokens, segments, positions, model)
+    return hidden @ params["embedding_VD"].T
+
+
+def one_document(batch=2):
+    segments = jnp.ones((batch, T), jnp.int32)
+    return segments, jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (batch, T))
+
+
+SHORTLIST = dataclasses.replace(INDEX, X=4, query_pool="heads")
+CROWDED = dataclasses.replace(INDEX, J=8, A=4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        with_pattern("d"),
+        with_pattern("w"),
+        with_pattern("c"),
+        with_pattern("b"),
+        with_pattern("wb"),
+        with_pattern("dcwb"),
+        with_pattern("b", index=SHORTLIST),
+        with_pattern("b", index=CROWDED),
+        with_pattern("wb", remat="layer"),
+    ],
+    ids=["d", "w", "c", "b", "wb", "dcwb", "b-shortlist", "b-crowded", "wb-remat"],
+)
+def test_no_token_sees_a_later_one(model):
+    """Changing token t changes no logit before t, bit for bit, and does change the one at t."""
+    tokens = jax.random.randint(jax.random.key(1), (1, T), 0, MODEL.V)
+    segments, positions = one_document(1)
+    before = np.asarray(
+        logits(parameters(model), tokens, segments, positions, model=model)
+    )
+    for t in range(T):
+        changed = tokens.at[0, t].set((tokens[0, t] + 1) % MODEL.V)
+        after = np.asarray(
+            logits(parameters(model), changed, segments, positions, model=model)
+        )
+        np.testing.assert_array_equal(after[0, :t], before[0, :t], err_msg=f"token {t}")
+        assert (after[0, t] != before[0, t]).any()
+
+
+@pytest.mark.parametrize("pattern", ["d", "w", "c", "b", "dcwb"])
+def test_packed_documents_do_not_meet(pattern):
+    """A document's logits are the same alone and behind another one in the row."""
+    model = with_pattern(pattern)
+    params = parameters(model)
+    tokens = jax.random.randint(jax.random.key(2), (1, T), 0, MODEL.V)
+    cut = 24  # whole blocks: inside one, bookmarks would summarise other tokens
+    segments = jnp.where(jnp.arange(T) < cut, 1, 2)[None]
+    place = jnp.arange(T)
+    positions = jnp.where(place < cut, place, place - cut)[None]
+    packed = logits(params, tokens, segments, positions, model=model)[:, cut:]
+    alone_tokens = jnp.pad(tokens[:, cut:], ((0, 0), (0, cut)))
+    alone = logits(params, alone_tokens, *one_document(1), model=model)[:, : T - cut]
+    np.testing.assert_allclose(packed, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_reading_every_block_is_dense():
+    """A window, a chunk or a budget of choices as long as the text reads what dense attention reads."""
+    everything = dataclasses.replace(INDEX, A=16, J=64)
+    dense = with_pattern("d")
+    tokens = jax.random.randint(jax.random.key(3), (2, T), 0, MODEL.V)
+    expected = logits(parameters(dense), tokens, *one_document(), model=dense)
+    for pattern, changes in {
+        "w": {"window_tokens": (T,)},
+        "c": {"chunk_tokens": T},
+        "b": {"index": everything, "window_tokens": (8,)},
+    }.items():
+        model = dataclasses.replace(dense, pattern=pattern, **changes)
+        params = jax.tree.map(lambda x: x, parameters(dense))
+        params["groups"] = {f"layer_0_{pattern}": params["groups"]["layer_0_d"]}
+        found = logits(params, tokens, *one_document(), model=model)
+        np.testing.assert_allclose(
+            found, expected, rtol=1e-4, atol=1e-4, err_msg=pattern
+        )
+
+
+def test_rematerialising_changes_no_gradient():
+    segments, positions = one_document()
+    tokens = jax.random.randint(jax.random.key(4), (2, T), 0, MODEL.V)
+
+    def gradient(remat):
+        model = with_pattern("wb", remat=remat)
+        loss = lambda params: (
+            logits(params, tokens, segments, positions, model=model) ** 2
+        ).mean()
+        return jax.jit(jax.grad(loss))(parameters(with_pattern("wb")))
+
+    plain = gradient("none")
+    for remat in ("layer", "dots"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            gradient(remat),
+            plain,
+        )
+
+
+def test_dense_attention_in_pieces_is_dense_attention(monkeypatch):
+    keys = jax.random.split(jax.random.key(5), 3)
+    q, k, v = (
+        jax.random.normal(key, (2, 40, heads, 8)) for key, heads in zip(keys, (4, 2, 2))
+    )
+    segments = jnp.ones((2, 40), jnp.int32)
+    whole = attention.dense(q, k, v, segments, 0.3)
+    monkeypatch.setattr(attention, "DENSE_QUERY_TOKENS", 16)
+    np.testing.assert_allclose(
+        attention.dense(q, k, v, segments, 0.3), whole, atol=1e-6
+    )
+    library = jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+    np.testing.assert_allclose(whole, library, atol=1e-6)
+
+
+def test_figures_count_what_is_read():
+    model = with_pattern("dcwb")
+    tokens = jnp.zeros((1, T), jnp.int32)
+    _, figures = decoder.apply(parameters(model), tokens, *one_document(1), model)
+    attended = {name: float(f["attended_tokens"].mean()) for name, f in figures.items()}
+    place = np.arange(T)
+    window = np.minimum(
+        place + 1, 12 + place % 4 + 1 + np.minimum(4, np.maximum(place // 4 - 3, 0) * 4)
+    )
+    assert attended["0_d"] == (T + 1) / 2
+    assert attended["1_c"] == (place % 20 + 1).mean()
+    assert np.isclose(attended["2_w"], window.mean())
+    assert (
+        attended["2_w"]
+        <= attended["3_b"]
+        <= attended["2_w"] + INDEX.A * INDEX.open_tokens * INDEX.C
+    )
+
+
+def test_rope_depends_on_distance_only():
+    keys = jax.random.split(jax.random.key(6), 2)
+    q, k = (jax.random.normal(key, (1, 1, 1, 8)) for key in keys)
+
+    def score(query_at, key_at):
+        turned = [
+            rope.rotate(x, jnp.full((1, 1), at), 100.0)
+            for x, at in ((q, query_at), (k, key_at))
+        ]
+        return float(jnp.vdot(*turned))
+
+    np.testing.assert_allclose(score(9, 4), score(105, 100), rtol=1e-4)
+    assert abs(score(9, 4) - score(9, 5)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"H": 3}, "H=3 is no multiple of G=2"),
+        ({"pattern": "wx"}, "letters other than"),
+        ({"L": 5}, "L=5 is no multiple"),
+        ({"window_tokens": (16,)}, "one entry for each letter"),
+        ({"window_tokens": (16, 6)}, "whole blocks"),
+        ({"remat": "all"}, "remat='all'"),
+    ],
+)
+def test_impossible_sizes_say_why(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(MODEL, **change)
