@@ -6,6 +6,7 @@ Training goes on from the newest checkpoint in the workdir. On several hosts, ru
 """
 
 import json
+import logging as std_logging
 import pathlib
 import sys
 
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         _give_up(f"unknown argument {argv[1]!r}; flags begin with --")
     logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_ours_or_urgent)
     meshes.initialize_distributed()
     try:
         run, corpus, mesh, workdir = _prepare()
@@ -128,6 +130,11 @@ def _first_difference(part, kept, new):
         return f"{part}={kept}, not {new}"
     name = next(name for name in {**kept, **new} if kept.get(name) != new.get(name))
     return f"{part}.{name}={kept.get(name)}, not {new.get(name)}"
+
+
+def _is_ours_or_urgent(record) -> bool:
+    """Libraries log through absl too; only their warnings are worth a line."""
+    return record.levelno >= std_logging.WARNING or "/bsa/" in record.pathname
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

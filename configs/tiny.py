@@ -20,11 +20,11 @@ def get_config():
         L=4,
         pattern="wb",
         positions="rn",
-        window_tokens=(128, 64),
+        window_tokens=(64, 64),
         dtype="float32",
         remat="none",
     )
-    config.index.update(J=32, A=4)
+    config.index.update(J=20, A=2)
     config.data.update(B=8, T=1024)
     config.train.update(
         steps=300, learning_rate=4e-3, warmup_steps=30, evaluate_every_steps=100

@@ -88,7 +88,7 @@ def resolve(implementation):
         ValueError: it is neither such a key nor "auto".
     """
     if implementation == "auto":
-        return _choose(jax.default_backend())
+        return choose(jax.default_backend())
     if implementation not in IMPLEMENTATIONS:
         names = ", ".join(["auto", *IMPLEMENTATIONS])
         raise ValueError(f"implementation={implementation!r} is none of {names}")
@@ -96,8 +96,8 @@ def resolve(implementation):
 
 
 @functools.cache
-def _choose(platform):
-    """The best implementation for a platform; cached so that it is logged once."""
+def choose(platform):
+    """The key of the best implementation for a platform; cached, so logged once."""
     choice = "xla"
     _logger.info("block_sparse_attention on %s runs %r", platform, choice)
     return choice

@@ -41,7 +41,8 @@ def train_batches(
     Each process reads its own pieces; an epoch reads each piece once, in an order of its
     own. Every target of a passkey document counts, as in any other. The iterator's state
     (`get_state`, `set_state`, `grain.checkpoint.CheckpointSave`) names the exact next
-    batch.
+    batch. Close it (`close()`) in a `finally`: its thread, if still alive when an error
+    ends Python, aborts the process (SIGABRT in place of exit code 1).
 
     Raises:
         ValueError: B does not divide among the processes, a side of the split is empty,
@@ -108,7 +109,6 @@ def heldout_batches(
 def passkey_batch(
     corpus: corpus_lib.Corpus,
     settings: settings_lib.DataSettings,
-    *,
     num_tokens: int,
     depth: float,
     num_samples: int,

@@ -25,8 +25,10 @@ STEP_METADATA = "_CHECKPOINT_METADATA"
 COMMIT_MARK = "commit_success.txt"
 # Where unreadable checkpoints are put, below the directory of the checkpoints.
 SET_ASIDE = "unreadable"
-# Larger files are arrays: their sizes are checked, and their contents by Orbax.
-MAX_HASHED_BYTES = 2**20
+# Where Orbax moves checkpoints that are not kept: a rename, which nothing can cut short.
+DELETED = "deleted"
+# Of larger files only the size is checked: every process would read them once more.
+MAX_HASHED_BYTES = 2**26
 METRIC = "bits_per_byte"
 
 
@@ -58,8 +60,9 @@ def open_manager(
         ),
         best_fn=_quality,
         cleanup_tmp_directories=True,
+        todelete_subdir=DELETED,
         async_options=ocp.AsyncOptions(
-            post_finalization_callback=lambda: _write_manifests(directory)
+            post_finalization_callback=lambda: _finish_save(directory)
         ),
     )
     return ocp.CheckpointManager(
@@ -125,6 +128,7 @@ def restore_newest(manager: ocp.CheckpointManager, abstract_state, iterator=None
         if failures:
             _set_aside(manager.directory, failures)
             manager.reload()
+        logging.info("Restored step %d from %s", step, manager.directory)
         return step, state
     if failures:
         raise ValueError(_none_readable(manager.directory, failures))
@@ -134,6 +138,8 @@ def restore_newest(manager: ocp.CheckpointManager, abstract_state, iterator=None
 def close(manager: ocp.CheckpointManager) -> None:
     """Waits for the files of the last save; raises what stopped it, if anything did."""
     manager.close()
+    if jax.process_index() == 0:
+        _remove(manager.directory / DELETED)
 
 
 class _OtherModelError(ValueError):
@@ -179,16 +185,20 @@ def _shapes(tree):
     }
 
 
-def _write_manifests(directory):
-    """Lists the files of the one save in progress; Orbax calls this on one process."""
+def _finish_save(directory):
+    """Lists the files of the save in progress. Orbax calls this, on one process."""
+    _remove(directory / DELETED)
     for path in directory.iterdir():
-        if (
-            path.is_dir()
-            and path.name[:1].isdigit()
-            and not (path / COMMIT_MARK).exists()
-        ):
+        is_step = path.name[:1].isdigit()
+        if is_step and not (path / COMMIT_MARK).exists():
             text = json.dumps(_describe_files(path), indent=1)
             (path / MANIFEST).write_text(text)
+
+
+def _remove(folder):
+    """Deletes a folder if it is there."""
+    if folder.exists():
+        folder.rmtree()
 
 
 def _describe_files(path):
@@ -213,14 +223,13 @@ def _set_aside(directory, failures):
     for step, problem in failures.items():
         path, place = directory / str(step), directory / SET_ASIDE / str(step)
         logging.warning(
-            "Checkpoint %s cannot be read (%s): moved to %s, using the one before.",
+            "Checkpoint %s cannot be read (%s); moved to %s, others remain.",
             path,
             problem,
             place,
         )
         if jax.process_index() == 0:
-            if place.exists():
-                place.rmtree()
+            _remove(place)
             place.parent.mkdir(exist_ok=True)
             path.rename(place)
     multihost_utils.sync_global_devices("bsa: unreadable checkpoints are moved")

@@ -23,82 +23,70 @@ class Evaluator:
         mesh: jax.sharding.Mesh,
     ):
         self._run, self._corpus, self._mesh = run, corpus, mesh
-        self._step = step.make_evaluation_step(run)
+        self._starts = bucket_starts(run.data.T, run.evaluation.position_buckets)
+        self._step = step.make_evaluation_step(run, self._starts)
 
     def bits_per_byte(self, params, num_batches: int) -> dict:
         """Bits per byte of held-out text, whole and by position in the document.
 
         Returns:
-            `bits_per_byte`, `bits_per_byte_by_position` (a list of {first, last, bits_per_byte, tokens}; buckets double,
-            positions in tokens, both ends included), and the attention's figures.
+            `bits_per_byte`, `bits_per_byte_by_position` (a list of {first, last, bits_per_byte, tokens}: positions in
+            tokens, both ends included), and the attention layers' figures.
         """
-        edges = position_edges(self._run.data.T, self._run.evaluation.position_buckets)
-        nats, tokens = np.zeros(len(edges)), np.zeros(len(edges))
-        layers = []
-        for batch in pipeline.heldout_batches(
-            self._corpus, self._run.data, num_batches
-        ):
-            nll_BT, _, layer = self._step(
-                params, meshes.global_batch(self._mesh, batch)
-            )
-            nll_BT, weight_BT = np.asarray(nll_BT, np.float64), batch["weight_BT"]
-            bucket = np.searchsorted(edges, batch["position_BT"], side="right") - 1
-            nats += np.bincount(
-                bucket.ravel(), (nll_BT * weight_BT).ravel(), len(edges)
-            )
-            tokens += np.bincount(bucket.ravel(), weight_BT.ravel(), len(edges))
-            layers.append(jax.device_get(layer))
-        bits = nats / np.log(2)
-        last = [*(edges[1:] - 1), self._run.data.T - 1]
+        sums = [
+            self._sums(params, batch) for batch in self._heldout_batches(num_batches)
+        ]
+        nats = np.sum([s.pop("nats") for s in sums], axis=0, dtype=np.float64)
+        tokens = np.sum([s.pop("tokens") for s in sums], axis=0, dtype=np.float64)
+        ends = [*self._starts[1:], self._run.data.T]
         by_position = [
             {
-                "first": int(a),
-                "last": int(b),
-                "bits_per_byte": float(x / n),
-                "tokens": int(n),
+                "first": first,
+                "last": end - 1,
+                "bits_per_byte": float(nat / token / np.log(2)),
+                "tokens": int(token),
             }
-            for a, b, x, n in zip(edges, last, bits, tokens)
-            if n
+            for first, end, nat, token in zip(self._starts, ends, nats, tokens)
+            if token
         ]
-        means = {
-            name: float(np.mean([layer[name] for layer in layers]))
-            for name in layers[0]
+        figures_mean = {
+            name: float(np.mean([s[name] for s in sums]))
+            for name in sums[0]
+            if name != "found"
         }
+        bits = float(nats.sum() / tokens.sum() / np.log(2))
         return {
-            "bits_per_byte": float(bits.sum() / tokens.sum()),
+            "bits_per_byte": bits,
             "bits_per_byte_by_position": by_position,
-        } | means
+        } | figures_mean
 
     def passkey_accuracy(self, params) -> list[dict]:
         """Share of passkeys whose digits are all the likeliest token, for each length and depth.
 
-        Teacher-forced, which for an exact match is the same as decoding greedily.
+        Teacher-forced, which for an exact match is the same as decoding greedily. All depths of a length hide the same
+        keys in the same text.
+
+        Returns:
+            A list of {tokens, depth, accuracy, samples}.
         """
         evaluation, cells = self._run.evaluation, []
-        depths = (
-            np.linspace(0, 1, evaluation.passkey_depths)
-            if evaluation.passkey_depths > 1
-            else [0.5]
-        )
-        for num_tokens in evaluation.passkey_tokens:
-            for depth in depths:
+        depths = np.linspace(0, 1, evaluation.passkey_depths)
+        for seed, num_tokens in enumerate(evaluation.passkey_tokens):
+            for depth in depths.tolist():
                 batch = pipeline.passkey_batch(
                     self._corpus,
                     self._run.data,
                     num_tokens,
-                    float(depth),
+                    depth,
                     evaluation.passkey_samples,
-                    seed=len(cells),
+                    seed,
                 )
-                _, hit_BT, _ = self._step(
-                    params, meshes.global_batch(self._mesh, batch)
-                )
-                found = (np.asarray(hit_BT) | (batch["weight_BT"] == 0)).all(1)
                 cells.append(
                     {
-                        "tokens": int(num_tokens),
-                        "depth": float(depth),
-                        "accuracy": float(found.mean()),
+                        "tokens": num_tokens,
+                        "depth": depth,
+                        "accuracy": float(self._sums(params, batch)["found"]),
+                        "samples": evaluation.passkey_samples,
                     }
                 )
         return cells
@@ -134,28 +122,38 @@ class Evaluator:
         )
         return result
 
+    def _sums(self, params, batch):
+        return jax.device_get(
+            self._step(params, meshes.global_batch(self._mesh, batch))
+        )
+
+    def _heldout_batches(self, num_batches):
+        return pipeline.heldout_batches(
+            self._corpus,
+            self._run.data,
+            num_batches,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
     def _read_blocks(self, params):
-        """float32 [query blocks, key blocks]: share of a query block's tokens that read each key block, last layer."""
-        batch = next(iter(pipeline.heldout_batches(self._corpus, self._run.data, 1)))
+        """float32 [query blocks, key blocks]: share of a query block's tokens that read each block, last layer."""
+        batch = next(iter(self._heldout_batches(1)))
         lists = step.make_selection_step(self._run)(
             params, meshes.global_batch(self._mesh, batch)
         )
         lists = jax.device_get(lists[max(lists)])
-        block_id_QJ, mask_QJ = (
-            lists.block_id_BGQJ[-1, 0, 0],
-            lists.token_mask_BGQJ[-1, 0, 0],
-        )
-        read_QN = np.zeros(
-            (block_id_QJ.shape[0], self._run.data.T // lists.key_block), np.float32
-        )
+        block_id_QJ = lists.block_id_BGQJ[-1, 0, 0]
+        mask_QJ = lists.token_mask_BGQJ[-1, 0, 0]
+        num_blocks = self._run.data.T // lists.key_block
+        read_QN = np.zeros((block_id_QJ.shape[0], num_blocks), np.float32)
         query, entry = np.nonzero(block_id_QJ >= 0)
-        read_QN[query, block_id_QJ[query, entry]] = (
-            np.bitwise_count(mask_QJ[query, entry]) / lists.query_block
-        )
+        readers = np.bitwise_count(mask_QJ[query, entry])
+        read_QN[query, block_id_QJ[query, entry]] = readers / lists.query_block
         return read_QN
 
 
-def position_edges(num_tokens: int, num_buckets: int) -> np.ndarray:
-    """First positions of buckets that double in length up to `num_tokens`; fewer buckets if they would be empty."""
-    edges = [num_tokens >> k for k in range(1, num_buckets)]
-    return np.array([0, *sorted({edge for edge in edges if edge > 0})])
+def bucket_starts(num_tokens: int, num_buckets: int) -> tuple[int, ...]:
+    """First positions of buckets of which each is as long as all before it; fewer where they would be empty."""
+    starts = {num_tokens >> k for k in range(1, num_buckets)}
+    return (0, *sorted(starts - {0}))

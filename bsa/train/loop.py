@@ -49,6 +49,7 @@ def train(
     train_step = step.make_train_step(run, mesh)
 
     with (
+        contextlib.closing(batches),
         writer.MetricsWriter(workdir, first_step) as metrics,
         _stop_on_sigterm() as should_stop,
         tqdm(

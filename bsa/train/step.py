@@ -1,5 +1,6 @@
 """The compiled steps: one of training, one of evaluation. The only place in training that calls `jax.jit`."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -44,11 +45,10 @@ def check(run: settings.RunSettings, mesh: jax.sharding.Mesh) -> None:
         ValueError: they do not fit; the message says which.
     """
     rows = jax.ShapeDtypeStruct((run.data.B, run.data.T), jnp.int32)
-    batch = dict.fromkeys(
-        ("token_BT", "target_BT", "segment_id_BT", "position_BT"), rows
-    )
+    names = ("token_BT", "target_BT", "segment_id_BT", "position_BT")
+    params = abstract_state(run, mesh).params
     jax.eval_shape(
-        lambda params: _forward(params, batch, run), abstract_state(run, mesh).params
+        functools.partial(_forward, run=run), params, dict.fromkeys(names, rows)
     )
 
 
@@ -91,9 +91,35 @@ def make_train_step(run: settings.RunSettings, mesh: jax.sharding.Mesh):
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def make_evaluation_step(run: settings.RunSettings):
-    """Compiles (params, batch) -> (nll_BT in nats, hit_BT, figures of the attention layers)."""
-    return jax.jit(lambda params, batch: _forward(params, batch, run))
+def make_evaluation_step(run: settings.RunSettings, bucket_start: tuple[int, ...]):
+    """Compiles (params, batch) -> sums and shares that are the same on every process.
+
+    Args:
+        bucket_start: first position of each bucket, ascending from 0.
+    Returns:
+        A function to a dict: `nats` and `tokens`, float32 sums over each bucket's weighted targets; `found`, the share
+        of rows whose weighted targets are all the likeliest token; and the attention layers' figures.
+    """
+    edges = jnp.asarray(bucket_start)
+
+    def evaluation_step(params, batch):
+        nll_BT, hit_BT, figures = _forward(params, batch, run)
+        weight_BT = batch["weight_BT"]
+        bucket_BT = jnp.searchsorted(edges, batch["position_BT"], side="right") - 1
+
+        def by_bucket(value_BT):
+            return jax.ops.segment_sum(
+                value_BT.ravel(), bucket_BT.ravel(), len(bucket_start)
+            )
+
+        found_B = (hit_BT | (weight_BT == 0)).all(1)
+        return figures | {
+            "nats": by_bucket(nll_BT * weight_BT),
+            "tokens": by_bucket(weight_BT),
+            "found": found_B.mean(),
+        }
+
+    return jax.jit(evaluation_step)
 
 
 def make_selection_step(run: settings.RunSettings):

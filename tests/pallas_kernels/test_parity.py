@@ -32,8 +32,7 @@ def _run(case, implementation):
         return *results, *pull(cotangents)
 
     fields = inputs._fields[:4]
-    with jax.default_matmul_precision("highest"):
-        return jax.jit(run)(inputs[:4], cases.make_cotangents(case))
+    return jax.jit(run)(inputs[:4], cases.make_cotangents(case))
 
 
 @pytest.mark.parametrize("implementation", sorted(set(IMPLEMENTATIONS) - {"reference"}))
