@@ -35,6 +35,7 @@ def attend(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids, options):
     if options.score_mod is not None:
         s_BHTS = options.score_mod(s_BHTS, *ids)
     s_BHTS += jnp.repeat(bias_BGTS, H // G, axis=1)
+    read_BHTS &= s_BHTS > -jnp.inf
 
     # A row that reads nothing gets harmless logits, so that no NaN reaches its gradients.
     empty_BHT1 = ~read_BHTS.any(-1, keepdims=True)

@@ -38,16 +38,16 @@ class LocalView:
 
 
 def window(
-    position_BT, window_tokens: int, key_block: int, sink_blocks: int
+    position_BT, *, window_tokens: int, sink_tokens: int, key_block: int
 ) -> LocalView:
-    """The last `window_tokens` / C blocks, the token's own included, and the document's sinks.
+    """The last blocks, the token's own included, and the document's sinks.
 
     Args:
         position_BT: int32, tokens since the beginning of the token's document.
-        window_tokens: a multiple of `key_block`. A token sees at least window_tokens - C + 1 tokens back and itself.
+        window_tokens: of whole blocks, as all lengths here. A token sees at least window_tokens - C + 1 tokens back and itself.
     """
     shapes.check(position_BT=position_BT)
-    num_blocks = window_tokens // key_block
+    num_blocks, sink_blocks = window_tokens // key_block, sink_tokens // key_block
     start_BT, own_1T = _places(position_BT, key_block)
     first_BT = start_BT // key_block
     low_BT = jnp.maximum(own_1T - num_blocks + 1, first_BT)

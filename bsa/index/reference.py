@@ -32,7 +32,7 @@ def local_blocks(
     own, first = token // index.C, start // index.C
     window = range(max(first, own - window_tokens // index.C + 1), own + 1)
     return set(window) | {
-        n for n in range(first, first + index.sink_blocks) if n <= own
+        n for n in range(first, first + index.sink_tokens // index.C) if n <= own
     }
 
 
@@ -40,7 +40,7 @@ def open_blocks(
     token: int, start: int, window_tokens: int, index: settings.IndexSettings
 ) -> list[int]:
     """Blocks that a token may choose: whole ones of its document, closed, past the sinks and before the window."""
-    low = max(-(-start // index.C), start // index.C + index.sink_blocks)
+    low = max(-(-start // index.C), (start + index.sink_tokens) // index.C)
     window = max(start // index.C, token // index.C - window_tokens // index.C + 1)
     return list(range(low, window))
 

@@ -64,8 +64,3 @@ class IndexSettings:
             raise ValueError(
                 f"index: route_tokens={self.route_tokens} is no multiple of query_block={self.query_block}"
             )
-
-    @property
-    def sink_blocks(self) -> int:
-        """Sinks in blocks."""
-        return self.sink_tokens // self.C

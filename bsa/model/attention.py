@@ -50,9 +50,9 @@ def attend(
     else:
         view = local.window(
             position_BT,
-            model.window_tokens[layer],
-            model.index.C,
-            model.index.sink_blocks,
+            window_tokens=model.window_tokens[layer],
+            sink_tokens=model.index.sink_tokens,
+            key_block=model.index.C,
         )
     choice_BGTA = None
     if kind == "b":

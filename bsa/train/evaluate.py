@@ -81,6 +81,7 @@ class Evaluator:
                     evaluation.passkey_samples,
                     seed,
                 )
+                batch = _pad(batch, self._run.data.T)
                 cells.append(
                     {
                         "tokens": num_tokens,
@@ -151,6 +152,14 @@ class Evaluator:
         readers = np.bitwise_count(mask_QJ[query, entry])
         read_QN[query, block_id_QJ[query, entry]] = readers / lists.query_block
         return read_QN
+
+
+def _pad(batch, num_tokens):
+    """Lengthens shorter rows by padding, so that all lengths share a compiled step."""
+    return {
+        name: np.pad(rows, ((0, 0), (0, max(0, num_tokens - rows.shape[1]))))
+        for name, rows in batch.items()
+    }
 
 
 def bucket_starts(num_tokens: int, num_buckets: int) -> tuple[int, ...]:

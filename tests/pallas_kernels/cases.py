@@ -40,6 +40,7 @@ class Case:
 
     Attributes:
         segments: documents in the row; 0 for no segment ids.
+        hidden: probability that a token's bias on a block is -inf.
         empty: probability that a query block's list is empty.
     """
 
@@ -56,6 +57,7 @@ class Case:
     dtype: str = "float32"
     token_mask: bool = False
     bias: bool = False
+    hidden: float = 0.0
     score_mod: str | None = None
     mask_mod: str | None = None
     segments: int = 0
@@ -133,6 +135,7 @@ CASES = (
     Case("token_mask_block_32", token_mask=True, query_block=32),
     Case("bias", bias=True),
     Case("bias_bfloat16", bias=True, dtype="bfloat16", H=4, G=2, B=2),
+    Case("bias_that_hides", bias=True, hidden=0.6),
     Case("softcap", score_mod="softcap"),
     Case("alibi", score_mod="alibi", H=4, G=2),
     Case("score_of_batch", score_mod="batch_parity", B=2),
@@ -174,7 +177,7 @@ def make_inputs(case: Case) -> Inputs:
         _draw(rng, c.dtype, c.B, c.T, c.H, c.K),
         _draw(rng, c.dtype, c.B, c.S, c.G, c.K),
         _draw(rng, c.dtype, c.B, c.S, c.G, c.K),
-        _draw(rng, "float32", c.B, c.G, c.T, c.J) if c.bias else None,
+        _draw_bias(rng, c) if c.bias else None,
         _draw_selection(rng, c),
         segment_ids,
     )
@@ -208,6 +211,11 @@ def attend(case: Case, inputs: Inputs, implementation: str):
 
 def _draw(rng, dtype, *shape):
     return jnp.asarray(rng.normal(size=shape), dtype)
+
+
+def _draw_bias(rng, case):
+    bias_BGTJ = _draw(rng, "float32", case.B, case.G, case.T, case.J)
+    return jnp.where(rng.random(bias_BGTJ.shape) < case.hidden, -jnp.inf, bias_BGTJ)
 
 
 def _draw_segments(rng, B, length, segments):

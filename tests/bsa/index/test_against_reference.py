@@ -38,6 +38,15 @@ def positions(key, batch, tokens, documents):
     return (place - start).astype(jnp.int32)
 
 
+def window_view(position_BT, window_tokens, index):
+    return local.window(
+        position_BT,
+        window_tokens=window_tokens,
+        sink_tokens=index.sink_tokens,
+        key_block=index.C,
+    )
+
+
 @pytest.mark.parametrize("points", [1, 2, 4, 8])
 def test_clusters(points):
     k_BGNCK = jax.random.normal(jax.random.key(points), (2, 2, 3, 8, 5))
@@ -65,7 +74,7 @@ def test_choices(query_pool, shortlist):
     q_BTHK = jax.random.normal(keys[0], (B, T, H, K))
     k_BSGK = jax.random.normal(keys[1], (B, T, G, K))
     position_BT = positions(keys[2], B, T, 2)
-    view = local.window(position_BT, window_tokens, index.C, index.sink_blocks)
+    view = window_view(position_BT, window_tokens, index)
     bookmarks = build.build_index(k_BSGK, index)
     choice_BGTA = jax.jit(route.choose_blocks, static_argnames=("index", "scale"))(
         q_BTHK, k_BSGK, bookmarks, view, index=index, scale=0.5
@@ -126,7 +135,7 @@ def test_lists(
     )
     T, B, G = 96, 1, 2
     position_BT = positions(jax.random.key(seed), B, T, documents)
-    view = local.window(position_BT, window_tokens, key_block, index.sink_blocks)
+    view = window_view(position_BT, window_tokens, index)
     start_T = np.asarray(view.start_BT[0])
     random = np.random.default_rng(seed)
     choice_BGTA = np.full((B, G, T, choices), -1, np.int32)
@@ -174,7 +183,7 @@ def test_lists(
 
 def test_lists_of_a_window_need_no_choices():
     position_BT = positions(jax.random.key(3), 2, 64, 2)
-    view = local.window(position_BT, 8, BASE.C, BASE.sink_blocks)
+    view = window_view(position_BT, 8, BASE)
     lists, refused_BGQ = unite.unite(None, view, BASE, 1)
     assert not refused_BGQ.any()
     for b, q in np.ndindex(2, 8):
@@ -217,7 +226,7 @@ def test_chunks_read_their_own_chunk_only():
 
 
 def test_bookmark_use_counts_even_and_dead_bookmarks():
-    view = local.window(jnp.arange(32, dtype=jnp.int32)[None], 4, 4, 1)
+    view = window_view(jnp.arange(32, dtype=jnp.int32)[None], 4, BASE)
     even = jnp.asarray([[[[1 + t % 6] for t in range(32)]]], jnp.int32)
     entropy, unread = metrics.bookmark_use(even, view, 8)
     assert unread == 0 and 1.7 < entropy <= np.log(6) + 1e-6
@@ -234,6 +243,6 @@ def test_bookmark_use_counts_even_and_dead_bookmarks():
 )
 def test_impossible_lists_say_why(change, message):
     index = dataclasses.replace(BASE, route_tokens=24, **change)
-    view = local.window(jnp.arange(64, dtype=jnp.int32)[None], 8, index.C, 1)
+    view = window_view(jnp.arange(64, dtype=jnp.int32)[None], 8, index)
     with pytest.raises(ValueError, match=message):
         unite.unite(jnp.zeros((1, 1, 64, 2), jnp.int32), view, index, 1)
