@@ -23,13 +23,13 @@ def get_config(attention: str = "bookmark"):
             f"configs/small.py:{attention} is unknown; try one of {', '.join(ARGUMENTS)}"
         )
     config = base.get_config()
-    config.model.update(D=384, H=6, G=2, K=64, F=1280, L=8)
+    config.model.update(D=384, H=6, G=2, K=64, F=1280, L=8, remat="none")
     if attention == "window":
-        config.model.update(pattern="wwww", window_tokens=(256, 256, 256, 640))
+        config.model.update(pattern="wwww", window_tokens=(256, 256, 256, 672))
     if attention == "dense":
         config.model.update(pattern="wwwd")
-    config.data.update(B=16, T=8192, passkey_share=0.2)
-    config.train.update(steps=1500, learning_rate=2e-3, warmup_steps=100)
+    config.data.update(B=8, T=8192, passkey_share=0.5)
+    config.train.update(steps=1000, learning_rate=2e-3, warmup_steps=100)
     config.evaluation.update(
         passkey_tokens=(1024, 2048, 4096, 8192), passkey_samples=16
     )

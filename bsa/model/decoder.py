@@ -18,7 +18,8 @@ class Decoder(nn.Module):
         m = self.model
         init = nn.initializers.normal(layers.INITIAL_STD)
         embedding_VD = self.param("embedding_VD", init, (m.V, m.D))
-        x_BTD = embedding_VD.astype(m.dtype)[token_BT]
+        # Looked up in float32: the gradient's scatter-add to few rows would crawl in bfloat16.
+        x_BTD = embedding_VD[token_BT].astype(m.dtype)
         scanned = nn.scan(
             Group,
             variable_axes={"params": 0},
