@@ -25,7 +25,7 @@ def get_config(attention: str = "bookmark"):
     config = base.get_config()
     config.model.update(D=384, H=6, G=2, K=64, F=1280, L=8, remat="none")
     if attention == "window":
-        config.model.update(pattern="wwww", window_tokens=(256, 256, 256, 672))
+        config.model.update(pattern="wwww", window_tokens=(256, 256, 256, 736))
     if attention == "dense":
         config.model.update(pattern="wwwd")
     config.data.update(B=8, T=8192, passkey_share=0.5)

@@ -6,8 +6,7 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import reference, shapes, xla
-from pallas_kernels.options import Options
+from pallas_kernels import options, reference, shapes, xla
 
 IMPLEMENTATIONS = {"reference": reference.attend, "xla": xla.attend}
 """Name -> `attend(q, k, v, selection, bias, segment_ids, options)`, best known by its file."""
@@ -66,7 +65,7 @@ def block_sparse_attention(
     _check_arrays(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids)
     _check_mod("score_mod", score_mod, jnp.float32, "fiiii")
     _check_mod("mask_mod", mask_mod, jnp.bool_, "iiii")
-    options = Options(
+    call = options.Options(
         scale=float(scale),
         causal=causal,
         score_mod=score_mod,
@@ -76,7 +75,7 @@ def block_sparse_attention(
     )
     attend = IMPLEMENTATIONS[resolve(implementation)]
     out_BTHK, lse_BHT = attend(
-        q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids, options
+        q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids, call
     )
     return out_BTHK.astype(q_BTHK.dtype), lse_BHT
 

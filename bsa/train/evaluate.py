@@ -10,7 +10,7 @@ from absl import logging
 from bsa.parallel import mesh as meshes
 from bsa.tasks import corpus as corpus_lib
 from bsa.tasks import pipeline
-from bsa.train import figures, settings, step, writer
+from bsa.train import figures, provenance, settings, step, writer
 
 
 class Evaluator:
@@ -96,12 +96,13 @@ class Evaluator:
         """Everything, written to workdir/evaluation.json and as figures beside it.
 
         Returns:
-            What was written, see `bits_per_byte`; and `passkey_accuracy`, `num_params`.
+            What was written, see `bits_per_byte`; and `passkey_accuracy`, `num_params`, `provenance`.
         """
         run = self._run
         result = self.bits_per_byte(params, run.evaluation.batches)
         result["passkey_accuracy"] = self.passkey_accuracy(params)
         result["num_params"] = sum(leaf.size for leaf in jax.tree.leaves(params))
+        result["provenance"] = provenance.provenance()
         (workdir / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
         folder = workdir / "figures"
         folder.mkdir(exist_ok=True)

@@ -1,0 +1,66 @@
+"""Writes the README's tables from `experiments/results`, between the comments that name them.
+
+Command: python -m experiments.tables [--check]
+"""
+
+import pathlib
+import sys
+
+from experiments import record
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def small() -> str:
+    """The comparison of `experiments.small`, a row for each kind."""
+    result = record.read("small")
+    lines = [
+        "| every fourth layer | attended tokens | bits per byte | at 4,096-8,191 | passkeys at 1K / 2K / 4K / 8K |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in dict.fromkeys(row["kind"] for row in result["records"]):
+        mine = [row for row in result["records"] if row["kind"] == kind]
+        whole = {row["metric"]: row["value"] for row in mine}
+        far = max(
+            (row for row in mine if row["metric"] == "bits_at"),
+            key=lambda row: row["last"],
+        )
+        keys = [row for row in mine if row["metric"] == "passkey"]
+        shares = []
+        for length in sorted({row["last"] for row in keys}):
+            cells = [row["value"] for row in keys if row["last"] == length]
+            shares.append(f"{sum(cells) / len(cells):.0%}")
+        lines.append(
+            f"| {kind} | {whole['attended_tokens']:.0f} | {whole['bits_per_byte']:.3f} | {far['value']:.3f} "
+            f"| {' / '.join(shares)} |"
+        )
+    origin = f"`{result['command']}`, {result['date']}, commit {result['commit']}, {result['device']}"
+    return "\n".join([*lines, "", origin])
+
+
+TABLES = {"small": small}
+
+
+def filled(text: str) -> str:
+    """The README's text with every table made anew."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- table:{name} -->", f"<!-- end:{name} -->"
+        before, has_begin, rest = text.partition(begin)
+        _, has_end, after = rest.partition(end)
+        if not has_begin or not has_end:
+            raise ValueError(f"README.md lacks the comments {begin} and {end}")
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
+    return text
+
+
+def main() -> None:
+    """Rewrites the README, or with --check only says whether it is up to date."""
+    old = README.read_text(encoding="utf-8")
+    new = filled(old)
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(f"README.md is not what {__spec__.name} writes" if new != old else 0)
+    README.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
