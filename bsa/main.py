@@ -153,7 +153,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _give_up(reason) -> None:
-    line = " ".join(str(reason).split())
+    """Ends the program with one line; of a library's traceback, its last."""
+    text = str(reason).strip()
+    if "Traceback" in text:
+        text = text.splitlines()[-1]
+    line = " ".join(text.split())
     sys.stderr.write(f"bsa: {line}\n")
     sys.exit(2)
 

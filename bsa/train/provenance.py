@@ -21,13 +21,15 @@ def provenance() -> dict:
     """
     device = jax.devices()[0]
     kind = (
-        platform.processor() or platform.machine() if device.platform == "cpu" else ""
+        f"CPU ({platform.machine()})"
+        if device.platform == "cpu"
+        else device.device_kind
     )
     return {
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": f"{jax.device_count()} x {kind or device.device_kind}",
+        "device": f"{jax.device_count()} x {kind}",
         "versions": {"python": platform.python_version()}
         | {p: importlib.metadata.version(p) for p in PACKAGES},
     }

@@ -99,8 +99,11 @@ class RunSettings:
     mesh: mesh.MeshSettings
 
     def __post_init__(self):
-        if self.profile < 0:
-            raise ValueError(f"profile={self.profile} steps cannot be negative")
+        if self.profile and not 0 < self.profile < self.train.steps - 10:
+            raise ValueError(
+                f"profile={self.profile} steps after the tenth do not fit into "
+                f"train.steps={self.train.steps}"
+            )
         index = self.model.index
         if (
             "b" in self.model.pattern
