@@ -70,7 +70,7 @@ def search(
 
     # [G, H/G] heads: those of a group share a list.
     q = pieces(q_BTHK.reshape(B, T, G, H // G, K), 1)
-    low_BT, high_BT = _open_blocks(view)
+    low_BT, high_BT = view.open_blocks
 
     def choose(arguments):
         q, low, high = arguments
@@ -90,12 +90,6 @@ def search(
         choice, [(0, 0)] * 3 + [(0, index.A - choice.shape[-1])], constant_values=-1
     )
     return choice.astype(jnp.int32), scored
-
-
-def _open_blocks(view):
-    """First block, and the one after the last, that each token may choose: whole blocks of its document, no sinks."""
-    whole = -(-view.start_BT // view.key_block)
-    return jnp.maximum(whole, view.first_BT + view.sink_blocks), view.low_BT
 
 
 def _find_flat(q, bookmarks, low, high, index):

@@ -143,15 +143,6 @@ def test_chunks_read_their_own_chunk_only():
         assert seen == set(range(t - int(position_BT[b, t]) % 10, t + 1))
 
 
-def test_bookmark_use_counts_even_and_dead_bookmarks():
-    view = cases.window_view(jnp.arange(32, dtype=jnp.int32)[None], 4, cases.BASE)
-    even = jnp.asarray([[[[1 + t % 6] for t in range(32)]]], jnp.int32)
-    entropy, unread = metrics.bookmark_use(even, view, 8)
-    assert unread == 0 and 1.7 < entropy <= np.log(6) + 1e-6
-    entropy, unread = metrics.bookmark_use(jnp.ones_like(even), view, 8)
-    assert entropy == 0 and np.isclose(unread, 5 / 6)
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
