@@ -7,47 +7,45 @@ Output: experiments/results/index_scaling.json and .png
 Keys are clustered and come in runs, as topics do; a query is a key of its own topic from anywhere before, with noise.
 Every token could choose 8 blocks of 16 from all that are closed; to save time only `routed` evenly spread ones do, and
 `route_ms` is the time that all of them would take. Times are the best of three after compilation. `recall` is the share
-of the flat route's blocks that a route finds, on 256 tokens of the last quarter.
+of the flat route's blocks that a route finds, and `share_scored` what it compared with, chapters counted as bookmarks, on
+256 tokens of the last quarter.
 """
 
 import argparse
 import dataclasses
-import datetime
 import functools
-import json
-import pathlib
-import subprocess
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
+from matplotlib.backends import backend_agg
+from matplotlib.figure import Figure
 
 from bsa.index import build, local, metrics, route
-from bsa.train import settings
+from bsa.train import provenance, settings
 from configs import base
+from experiments import record
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 K, QUERY_HEADS, RUN_BLOCKS, BLOCKS_PER_TOPIC = 64, 2, 4, 64
-COARSEST = 128
-"""Levels are added until there are at most about this many of the coarsest chapters."""
+COARSEST = 2048
+"""Levels are added until there are at most this many of the coarsest chapters, all of which a query is compared with."""
 
 
 def settings_for(route_name, tokens):
     """The default index with one route; as many levels as the text asks for."""
-    index = settings.from_config(base.get_config()).model.index
+    index = dataclasses.replace(
+        settings.from_config(base.get_config()).model.index,
+        route=route_name,
+        chapter_bookmarks=32,
+        chapter_R=8,
+        P=8 if route_name == "graph" else 0,
+        children=16,
+    )
     num, levels = tokens // index.C // index.chapter_bookmarks, 1
     while num > COARSEST:
         num, levels = num // index.chapter_bookmarks, levels + 1
-    return dataclasses.replace(
-        index,
-        route=route_name,
-        chapter_levels=levels,
-        chapter_R=4,
-        P=4 if route_name == "graph" else 0,
-    )
+    return dataclasses.replace(index, chapter_levels=levels)
 
 
 def clustered(tokens, key_block, stride):
@@ -144,10 +142,9 @@ def slope(records, name):
 
 def draw(records, path):
     """Build + route time against tokens, a line per route."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5, 4))
+    figure = Figure(figsize=(5, 4))
+    backend_agg.FigureCanvasAgg(figure)
+    axes = figure.subplots()
     for name in dict.fromkeys(r["route"] for r in records):
         rows = [r for r in records if r["route"] == name]
         value = slope(records, name)
@@ -173,26 +170,11 @@ def main():
     arguments = parser.parse_args()
     records = []
     for tokens in map(int, arguments.tokens.split(",")):
-        for record in measure(tokens, arguments.routes.split(","), arguments.routed):
-            records.append(record)
-            print(record, flush=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    RESULTS.mkdir(exist_ok=True)
-    result = {
-        "command": " ".join(["python -m experiments.index_scaling", *sys.argv[1:]]),
-        "commit": commit,
-        "date": datetime.date.today().isoformat(),
-        "device": jax.devices()[0].device_kind,
-        "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
-        "records": records,
-    }
-    (RESULTS / "index_scaling.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(records, RESULTS / "index_scaling.png")
+        for row in measure(tokens, arguments.routes.split(","), arguments.routed):
+            records.append(row)
+            print(row, flush=True)
+    record.write("index_scaling", provenance.provenance(), records)
+    draw(records, record.RESULTS / "index_scaling.png")
     for name in arguments.routes.split(","):
         print(name, "slope of the longest eightfold growth:", slope(records, name))
 

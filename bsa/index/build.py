@@ -47,10 +47,12 @@ def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> Bookmar
         start_BS: int32, place in the row where each token's document begins, which links do not leave; None: one
             document a row.
     Raises:
-        ValueError: S is no multiple of C.
+        ValueError: S is no multiple of C, or 0.
     """
     sizes = shapes.check(k_BSGK=k_BSGK, start_BS=start_BS)
     B, S, G, K = (sizes[letter] for letter in "BSGK")
+    if not S:
+        raise ValueError("S=0: a text of no tokens has no bookmarks; skip it")
     if S % index.C:
         raise ValueError(
             f"S={S} is no multiple of C={index.C}: pad the sequence to whole blocks"

@@ -190,3 +190,31 @@ def test_texts_shorter_than_what_is_asked_for(route, blocks):
     choice, _ = cases.search(q, k, bookmarks, view, index=index)
     assert choice.shape == (1, 2, blocks * index.C, 9) and (choice == -1).all()
     assert bookmarks.links.parent_BGMP.shape == (1, 2, blocks, 3)
+
+
+@pytest.mark.parametrize(
+    "tokens, message", [(0, "no bookmarks"), (6, "no multiple of C=4")]
+)
+def test_texts_that_cannot_be_indexed_say_why(tokens, message):
+    with pytest.raises(ValueError, match=message):
+        cases.build_index(jnp.zeros((1, tokens, 2, 6)), cases.BASE, None)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"digest": "median"}, "is not one of"),
+        ({"route": "tree"}, "is not one of"),
+        ({"digest": "minmax", "R": 1}, "two vectors"),
+        ({"digest": "meanvar", "chapter_R": 4}, "two vectors"),
+        ({"chapter_R": 7}, "6 points of a chapter"),
+        ({"chapter_bookmarks": 1}, "at least 2"),
+        ({"beam": 0}, "beam=0"),
+        ({"P": -1}, "negative"),
+        ({"route": "graph"}, "set P above 0"),
+        ({"route": "graph", "P": 1, "X": 9}, "cannot give"),
+    ],
+)
+def test_settings_that_do_not_fit_say_why(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(cases.BASE, **change)
