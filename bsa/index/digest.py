@@ -1,60 +1,130 @@
-"""Keys of a span to the points that summarise it: cluster means with counts. Called by `build`."""
+"""What a bookmark keeps of its span, and how a query judges it by that. Called by `build`, `chapter`, `link`, `route`.
+
+Five digests, each R vectors with counts. `clusters`, `submeans` and `distinctive` are mixtures of points: the score is
+the attention mass the span would get if each key were its point. `minmax` is the channels' greatest and least value,
+whose score bounds every logit from above (Quest, arXiv 2406.10774). `meanvar` is the mean and the channels' variance;
+its score is the mass of a Gaussian with these moments.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from bsa.index import cluster, settings
 from pallas_kernels import shapes
 
 
-def cluster(k_BGNCK, num_points: int, lloyd_steps: int):
-    """Summarises each block's keys by the means of a few clusters.
+def summarise(k_BGNCK, index: settings.IndexSettings):
+    """Digests each block of keys. No gradient flows through.
 
-    Seeds are the key nearest the block's mean and then, one at a time, the key farthest from all seeds so far
-    (Gonzalez, 1985); each Lloyd step moves a point to the mean of the keys nearest to it. Ties go to the earlier token
-    and the lower point, so equal keys give one cluster and empty ones. No gradient flows through.
-
-    Args:
-        k_BGNCK: keys in blocks of C tokens, any floating dtype; computed in float32.
-        num_points: R, at most C.
-        lloyd_steps: refinements; each point's mean and count are those of the last assignment.
     Returns:
-        point_BGNRK in float32, and log_count_BGNR in float32, natural log of the tokens that a point stands for:
-        -inf for a cluster that holds none.
+        point_BGNRK: float32.
+        log_count_BGNR: float32, natural log of the tokens that a point stands for, -inf for none; all C for each of the
+            two vectors of `minmax` and `meanvar`.
+        quote_BGNR: int32, place in the block of the token nearest to each point; -1 where the point stands for no token
+            or, as a variance, is no place.
     """
     shapes.check(k_BGNCK=k_BGNCK)
     k_BGNCK = jax.lax.stop_gradient(k_BGNCK).astype(jnp.float32)
-    point_BGNRK = _farthest_keys(k_BGNCK, num_points)
-    for _ in range(lloyd_steps):
-        mean_BGNRK, count_BGNR = _cluster_means(k_BGNCK, point_BGNRK)
-        point_BGNRK = jnp.where(count_BGNR[..., None] > 0, mean_BGNRK, point_BGNRK)
-    _, count_BGNR = _cluster_means(k_BGNCK, point_BGNRK)
-    return point_BGNRK, jnp.log(count_BGNR)
-
-
-def _farthest_keys(k_BGNCK, num_points):
-    """R keys of each block: the one nearest the mean, then each time the one farthest from those taken."""
-    mean_BGN1K = k_BGNCK.mean(3, keepdims=True)
-    pick = jnp.argmin(_squared_distance(k_BGNCK, mean_BGN1K), axis=3)
-    seeds, gap_BGNC = [], jnp.inf
-    for _ in range(num_points):
-        seed_BGN1K = jnp.take_along_axis(k_BGNCK, pick[..., None, None], axis=3)
-        seeds.append(seed_BGN1K)
-        gap_BGNC = jnp.minimum(gap_BGNC, _squared_distance(k_BGNCK, seed_BGN1K))
-        pick = jnp.argmax(gap_BGNC, axis=3)
-    return jnp.concatenate(seeds, axis=3)
-
-
-def _squared_distance(k_BGNCK, point_BGN1K):
-    return jnp.square(k_BGNCK - point_BGN1K).sum(-1)
-
-
-def _cluster_means(k_BGNCK, point_BGNRK):
-    """Means and counts of the keys nearest to each point; 0 and 0 for a point nearest to none."""
-    affinity_BGNCR = jnp.einsum("BGNCK,BGNRK->BGNCR", k_BGNCK, point_BGNRK)
-    affinity_BGNCR -= 0.5 * jnp.square(point_BGNRK).sum(-1)[:, :, :, None]
-    member_BGNCR = jax.nn.one_hot(
-        jnp.argmax(affinity_BGNCR, axis=-1), point_BGNRK.shape[3], dtype=jnp.float32
+    if index.digest == "clusters":
+        point, log_count = cluster.cluster(k_BGNCK, index.R, index.lloyd_steps)
+    elif index.digest == "submeans":
+        point, log_count = _submeans(k_BGNCK, index.R)
+    elif index.digest == "distinctive":
+        point, log_count = _distinctive(k_BGNCK, index.R)
+    else:
+        if index.digest == "minmax":
+            ends = [k_BGNCK.max(3), k_BGNCK.min(3)]
+        else:
+            ends = [k_BGNCK.mean(3), k_BGNCK.var(3)]
+        point = jnp.stack(ends, axis=3)
+        log_count = jnp.full(point.shape[:4], np.log(k_BGNCK.shape[3]), jnp.float32)
+    is_place = log_count > -jnp.inf
+    if index.digest == "meanvar":
+        is_place &= jnp.arange(2) == 0
+    return (
+        point,
+        log_count,
+        jnp.where(is_place, cluster.nearest(k_BGNCK, point), -1),
     )
-    count_BGNR = member_BGNCR.sum(3)
-    total_BGNRK = jnp.einsum("BGNCR,BGNCK->BGNRK", member_BGNCR, k_BGNCK)
-    return total_BGNRK / jnp.maximum(count_BGNR, 1)[..., None], count_BGNR
+
+
+def aggregate(point_BGNCK, log_count_BGNC, index: settings.IndexSettings):
+    """Digests groups of digests in the same way; a member's R points stand one after another along C.
+
+    Mixtures become clusters of the members' points, weighted by count. Bounds and moments are exact: those of all the
+    group's keys.
+
+    Returns:
+        point_BGNRK and log_count_BGNR as `summarise` has them, R = `chapter_R`.
+    """
+    shapes.check(point_BGNCK=point_BGNCK, log_count_BGNC=log_count_BGNC)
+    if index.digest not in ("minmax", "meanvar"):
+        return cluster.cluster(
+            point_BGNCK, index.chapter_R, index.lloyd_steps, jnp.exp(log_count_BGNC)
+        )
+    first, second = point_BGNCK[:, :, :, ::2], point_BGNCK[:, :, :, 1::2]
+    log_count = log_count_BGNC[:, :, :, ::2]
+    total_BGN1 = jax.nn.logsumexp(log_count, axis=-1, keepdims=True)
+    if index.digest == "minmax":
+        ends = [first.max(3), second.min(3)]
+    else:
+        share = jnp.exp(log_count - total_BGN1)[..., None]
+        mean = (share * first).sum(3)
+        spread = second + jnp.square(first - mean[:, :, :, None])
+        ends = [mean, (share * spread).sum(3)]
+    return jnp.stack(ends, axis=3), jnp.tile(total_BGN1, 2)
+
+
+def score(digest: str, q_HK, point_MRK, log_count_MR):
+    """Log of the attention mass that each query expects of each bookmark, or its upper bound: float32[H, M], nats.
+
+    Args:
+        digest: one of `settings.DIGESTS`.
+        q_HK: float32 queries, times the attention's scale.
+    """
+    shapes.check(q_HK=q_HK, point_MRK=point_MRK, log_count_MR=log_count_MR)
+    if digest == "minmax":
+        feature_HRK = jnp.stack([jnp.maximum(q_HK, 0), jnp.minimum(q_HK, 0)], axis=1)
+    elif digest == "meanvar":
+        feature_HRK = jnp.stack([q_HK, 0.5 * jnp.square(q_HK)], axis=1)
+    else:
+        logit_HMR = jnp.einsum("hk,mrk->hmr", q_HK, point_MRK)
+        return jax.nn.logsumexp(logit_HMR + log_count_MR, axis=-1)
+    return jnp.einsum("hrk,mrk->hm", feature_HRK, point_MRK) + log_count_MR[:, 0]
+
+
+def places(digest: str, point_MRK, log_count_MR):
+    """Where in key space a digest lies: the points of a mixture, else one centre.
+
+    Returns:
+        place_MRK, and count_MR: tokens at each, 0 for a point that stands for none.
+    """
+    shapes.check(point_MRK=point_MRK, log_count_MR=log_count_MR)
+    if digest == "minmax":
+        return point_MRK.mean(1, keepdims=True), jnp.exp(log_count_MR[:, :1])
+    if digest == "meanvar":
+        return point_MRK[:, :1], jnp.exp(log_count_MR[:, :1])
+    return point_MRK, jnp.exp(log_count_MR)
+
+
+def _submeans(k_BGNCK, num_points):
+    """Means of R contiguous pieces, as even as C allows, the longer ones first."""
+    pieces = jnp.array_split(k_BGNCK, num_points, axis=3)
+    point = jnp.stack([piece.mean(3) for piece in pieces], axis=3)
+    log_count = np.log([piece.shape[3] for piece in pieces]).astype(np.float32)
+    return point, jnp.broadcast_to(log_count, point.shape[:4])
+
+
+def _distinctive(k_BGNCK, num_points):
+    """The mean of the rest, then the R-1 keys farthest from the block's mean, farthest first."""
+    gap_BGNC = jnp.square(k_BGNCK - k_BGNCK.mean(3, keepdims=True)).sum(-1)
+    _, pick = jax.lax.top_k(gap_BGNC, num_points - 1)
+    kept = jnp.take_along_axis(k_BGNCK, pick[..., None], axis=3)
+    num_tokens = k_BGNCK.shape[3]
+    rest_BGNC = (pick[..., None] != jnp.arange(num_tokens)).all(3)
+    num_rest = num_tokens - num_points + 1
+    rest = (k_BGNCK * rest_BGNC[..., None]).sum(3, keepdims=True) / num_rest
+    point = jnp.concatenate([rest, kept], axis=3)
+    count = np.array([num_rest] + [1] * (num_points - 1), np.float32)
+    return point, jnp.broadcast_to(np.log(count), point.shape[:4])

@@ -36,6 +36,13 @@ class LocalView:
             None
         ]
 
+    @property
+    def open_blocks(self) -> tuple[jax.Array, jax.Array]:
+        """First block, and the one after the last, that each token may choose: whole ones of its document, no sinks."""
+        whole_BT = -(-self.start_BT // self.key_block)
+        low_BT = jnp.maximum(whole_BT, self.first_BT + self.sink_blocks)
+        return low_BT, self.low_BT
+
 
 def window(
     position_BT, *, window_tokens: int, sink_tokens: int, key_block: int

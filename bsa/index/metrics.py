@@ -1,8 +1,12 @@
-"""Figures that tell whether selection works: how much is read, how evenly bookmarks are used. Called by the model."""
+"""Figures that tell whether selection works: how much is read, found and missed, how evenly bookmarks are used.
 
+Called by the model, and by experiments that compare digests and routes.
+"""
+
+import jax
 import jax.numpy as jnp
 
-from bsa.index import local
+from bsa.index import link, local
 from pallas_kernels import selection, shapes
 
 
@@ -55,10 +59,90 @@ def bookmark_use(choice_BGTA, view: local.LocalView, num_bookmarks: int):
     reader = (block + view.num_blocks) * view.key_block
     inside = reader < T
     reader = jnp.minimum(reader, T - 1)
-    whole = -(-view.start_BT // view.key_block)
-    first = jnp.maximum(whole, view.first_BT + view.sink_blocks)[:, reader]
+    first = view.open_blocks[0][:, reader]
     could_BM = inside & (block >= first)
     unread = (could_BM[:, None] & (count_BGM == 0)).sum(-1) / jnp.maximum(
         could_BM.sum(-1), 1
     )[:, None]
     return entropy.mean(), unread.mean()
+
+
+def recall(choice_BGTA, wanted_BGTA):
+    """Share of the wanted blocks (of a flat route, say) that were chosen too, over all tokens; 1 if none is wanted."""
+    shapes.check(choice_BGTA=choice_BGTA)
+    is_wanted = wanted_BGTA >= 0
+    found = (wanted_BGTA[..., None] == choice_BGTA[..., None, :]).any(-1) & is_wanted
+    return jnp.where(is_wanted.any(), found.sum() / jnp.maximum(is_wanted.sum(), 1), 1)
+
+
+def share_scored(scored_BGT, view: local.LocalView):
+    """Nodes that tokens compared their queries with, per bookmark that was open to them; a flat route's is 1."""
+    shapes.check(scored_BGT=scored_BGT, low_BT=view.low_BT)
+    low_BT, high_BT = view.open_blocks
+    num_BT = jnp.maximum(high_BT - low_BT, 0)
+    num_open = num_BT.sum(dtype=jnp.float32) * scored_BGT.shape[1]
+    return scored_BGT.sum(dtype=jnp.float32) / jnp.maximum(num_open, 1)
+
+
+def neighbour_overlap(choice_BGTA):
+    """Blocks that two tokens in a row both chose, per block that either chose; the mean over pairs that chose any."""
+    shapes.check(choice_BGTA=choice_BGTA)
+    before, after = choice_BGTA[:, :, :-1], choice_BGTA[:, :, 1:]
+    both = ((before[..., None] == after[..., None, :]).any(-1) & (before >= 0)).sum(-1)
+    either = (before >= 0).sum(-1) + (after >= 0).sum(-1) - both
+    share = both / jnp.maximum(either, 1)
+    return share.sum() / jnp.maximum((either > 0).sum(), 1)
+
+
+def most_children(links: link.Links):
+    """int32, how often the most popular bookmark is a parent: its in-degree, whatever its list has room for."""
+    return links.num_children_BGM.max(initial=0)
+
+
+def block_mass(q_BTHK, k_BSGK, token_id_T, start_BT, *, key_block: int, scale: float):
+    """Dense attention of a few tokens, summed over each block of keys: the truth that a selection is judged by.
+
+    Args:
+        q_BTHK: queries of the T tokens that are looked at. Memory is T x H x S.
+        token_id_T: int32, their places in the row.
+        start_BT: int32, place where the document of each begins.
+    Returns:
+        mass_BGTN: float32, sums to 1 over N; the mean over the H/G heads of a group.
+    """
+    sizes = shapes.check(
+        q_BTHK=q_BTHK, k_BSGK=k_BSGK, token_id_T=token_id_T, start_BT=start_BT
+    )
+    B, T, H, S, G, K = (sizes[letter] for letter in "BTHSGK")
+    q = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32) * scale
+    logit = jnp.einsum("btghk,bsgk->bghts", q, k_BSGK.astype(jnp.float32))
+    place_S = jnp.arange(S, dtype=jnp.int32)
+    is_seen = (place_S <= token_id_T[:, None]) & (place_S >= start_BT[..., None])
+    weight = jax.nn.softmax(
+        jnp.where(is_seen[:, None, None], logit, -jnp.inf), axis=-1
+    ).mean(2)
+    return weight.reshape(B, G, T, S // key_block, key_block).sum(-1)
+
+
+def mass_caught(mass_BGTN, choice_BGTA, low_BT, high_BT):
+    """Attention mass of the chosen blocks, and of the best choice of as many.
+
+    Args:
+        mass_BGTN: of `block_mass`.
+        choice_BGTA: int32 block ids of the same tokens, -1 for none.
+        low_BT, high_BT: the blocks open to them, `LocalView.open_blocks`.
+    Returns:
+        caught: share of the mass on open blocks that the chosen ones hold.
+        oracle: the same for the A open blocks that hold most.
+        open_share: share of all mass that lies on open blocks, the rest being window and sinks. All three are ratios of
+            sums over tokens; 0 where nothing is open.
+    """
+    shapes.check(mass_BGTN=mass_BGTN, choice_BGTA=choice_BGTA, low_BT=low_BT)
+    block = jnp.arange(mass_BGTN.shape[-1], dtype=jnp.int32)
+    is_open = (block >= low_BT[..., None]) & (block < high_BT[..., None])
+    open_BGTN = jnp.where(is_open[:, None], mass_BGTN, 0)
+    chosen = jnp.take_along_axis(open_BGTN, jnp.maximum(choice_BGTA, 0), axis=-1)
+    best, _ = jax.lax.top_k(open_BGTN, min(choice_BGTA.shape[-1], block.shape[0]))
+    total = open_BGTN.sum()
+    share = jnp.where(total > 0, 1 / jnp.where(total > 0, total, 1), 0)
+    caught = jnp.where(choice_BGTA >= 0, chosen, 0).sum() * share
+    return caught, best.sum() * share, total / mass_BGTN.sum()

@@ -1,28 +1,10 @@
 """The index in plain NumPy loops, readable by eye: what every variant is tested against. Nothing else calls it."""
 
+import functools
+
 import numpy as np
 
-from bsa.index import settings
-
-
-def cluster(k_CK, num_points: int, lloyd_steps: int):
-    """Points and counts of one block; see `digest.cluster`."""
-    k_CK = np.asarray(k_CK, np.float64)
-
-    def distances(point_K):
-        return np.square(k_CK - point_K).sum(-1)
-
-    points = [k_CK[np.argmin(distances(k_CK.mean(0)))]]
-    while len(points) < num_points:
-        points.append(k_CK[np.argmax(np.min([distances(p) for p in points], axis=0))])
-
-    def members():
-        nearest_C = np.argmin([distances(p) for p in points], axis=0)
-        return [k_CK[nearest_C == r] for r in range(num_points)]
-
-    for _ in range(lloyd_steps):
-        points = [m.mean(0) if len(m) else p for m, p in zip(members(), points)]
-    return np.stack(points), np.array([len(m) for m in members()])
+from bsa.index import reference_digest, reference_search, settings
 
 
 def local_blocks(
@@ -45,50 +27,83 @@ def open_blocks(
     return list(range(low, window))
 
 
+def build(k_SK, start_S, index: settings.IndexSettings):
+    """The index of one head's keys: digests of each level, quotes and links; see `build.BookmarkIndex`.
+
+    Args:
+        start_S: where each token's document begins.
+    """
+    ends = range(index.C, len(k_SK) + 1, index.C)
+    summaries = [
+        reference_digest.summarise(k_SK[end - index.C : end], index) for end in ends
+    ]
+    levels = reference_search.group([summary[:2] for summary in summaries], index)
+    quotes = [
+        [q if q < 0 else m * index.C + q for q in summary[2]]
+        for m, summary in enumerate(summaries)
+    ]
+    low_M = [-(-int(start_S[end - 1]) // index.C) for end in ends]
+    links = reference_search.link(levels, low_M, index) if index.P else None
+    return {"levels": levels, "quotes": quotes, "links": links}
+
+
 def choose(
     token: int,
     start: int,
     q_THK,
     k_SK,
+    bookmarks,
     window_tokens: int,
     index: settings.IndexSettings,
     scale: float,
-) -> list[int]:
-    """The blocks that one token chooses, best first; see `route.choose_blocks`.
+):
+    """The blocks that one token chooses, best first, and how many nodes it scored; see `route.search`.
 
     Args:
         q_THK: queries of one group's H/G heads.
         k_SK: keys of that group.
+        bookmarks: what `build` made of them.
     """
     q_HK = np.asarray(q_THK, np.float64)[token] * scale
     if index.query_pool == "mean":
         q_HK = q_HK.mean(0, keepdims=True)
     k_SK = np.asarray(k_SK, np.float64)
 
-    def by_points(block):
-        point_RK, count_R = cluster(
-            k_SK[block * index.C : (block + 1) * index.C], index.R, index.lloyd_steps
-        )
-        return np.log((count_R * np.exp(q_HK @ point_RK.T)).sum(-1))
+    def by_digest(level, node):
+        digest = bookmarks["levels"][level][node]
+        return [reference_digest.score(index.digest, q_K, *digest) for q_K in q_HK]
 
-    def by_keys(block):
+    def by_keys(_, block):
         return np.log(
             np.exp(q_HK @ k_SK[block * index.C : (block + 1) * index.C].T).sum(-1)
         )
 
-    def best(blocks, score, num):
-        if not blocks:
+    def best(score, level, nodes, num):
+        if not nodes:
             return []
-        score_NH = np.stack([score(n) for n in blocks])
+        score_NH = np.stack([score(level, n) for n in nodes])
         if index.query_pool == "heads":
             score_NH = np.exp(score_NH) / np.exp(score_NH).sum(0)
         order = np.argsort(-score_NH.sum(1), kind="stable")[:num]
-        return [blocks[i] for i in order]
+        return [nodes[i] for i in order]
 
+    by_points = functools.partial(best, by_digest)
     candidates = open_blocks(token, start, window_tokens, index)
-    if not index.X:
-        return best(candidates, by_points, index.A)
-    return best(best(candidates, by_points, index.X), by_keys, index.A)
+    num = index.X or index.A
+    if index.route == "flat" or not candidates:
+        found, scored = by_points(0, candidates, num), len(candidates)
+    else:
+        low, high = candidates[0], candidates[-1] + 1
+        entries = index.frontier if index.route == "graph" else num
+        found, scored = reference_search.find(
+            by_points, len(bookmarks["levels"]), low, high, index, entries
+        )
+        if index.route == "graph":
+            found, more = reference_search.walk(
+                by_points, bookmarks["links"], found, low, high, index
+            )
+            found, scored = found[:num], scored + more
+    return (best(by_keys, 0, found, index.A) if index.X else found), scored
 
 
 def unite(choice_TA, start_T, window_tokens: int, index: settings.IndexSettings):

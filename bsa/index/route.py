@@ -1,15 +1,19 @@
 """Queries through the index to the blocks that each token chooses. Called by `bsa.model.attention`.
 
-Flat routing: every token scores every bookmark that is closed and outside its window. Work is tokens x bookmarks, memory
-is one piece of `route_tokens` tokens at a time.
+`flat`: every token scores every bookmark that is closed and outside its window; work is tokens x bookmarks. `chapters`:
+coarse to fine (`tree`), a beam at each level. `graph`: the same to enter, then hops along links (`graph`). With a
+shortlist, exact keys decide after any of them. Memory is one piece of `route_tokens` tokens at a time.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, local, settings
+from bsa.index import build, digest, graph, local, settings, tree
 from pallas_kernels import shapes
+
+BATCH = 64
+"""Tokens whose candidates are gathered at once."""
 
 
 def choose_blocks(
@@ -23,18 +27,30 @@ def choose_blocks(
 ):
     """Picks the A blocks that each token most wants to read beyond its local view.
 
-    A block scores logsumexp over its points of scale * q . point + log count: the logarithm of the attention mass it
-    would get if each key were its point. With a shortlist (X > 0) the X best by points are scored again by their exact
-    keys. Causal: block n is open to token t only from C tokens after the block's end, when it has left the window.
-    Gradients stop here.
+    A block scores the logarithm of the attention mass that its digest promises (`digest.score`). With a shortlist
+    (X > 0) the X best are scored again by their exact keys. Causal: block n is open to token t only from C tokens after
+    the block's end, when it has left the window. Gradients stop here.
 
     Args:
         q_BTHK: queries, T = S tokens.
         k_BSGK: keys that the index was built from; read only by the exact step.
         scale: of the attention's logits.
     Returns:
-        choice_BGTA: int32 block ids, best first, -1 where fewer blocks are open to the token.
+        choice_BGTA: int32 block ids, best first, -1 where fewer blocks are open to the token or were found.
     """
+    return search(q_BTHK, k_BSGK, bookmarks, view, index, scale=scale)[0]
+
+
+def search(
+    q_BTHK,
+    k_BSGK,
+    bookmarks: build.BookmarkIndex,
+    view: local.LocalView,
+    index: settings.IndexSettings,
+    *,
+    scale: float,
+):
+    """`choose_blocks`, and scored_BGT: int32, bookmarks and chapters that each token compared its query with."""
     sizes = shapes.check(
         q_BTHK=q_BTHK, k_BSGK=k_BSGK, point_BGMRK=bookmarks.point_BGMRK
     )
@@ -54,76 +70,118 @@ def choose_blocks(
 
     # [G, H/G] heads: those of a group share a list.
     q = pieces(q_BTHK.reshape(B, T, G, H // G, K), 1)
-    low_BT, high_BT = _open_blocks(view)
+    low_BT, high_BT = view.open_blocks
 
     def choose(arguments):
         q, low, high = arguments
-        score = _point_scores(q, bookmarks, index.query_pool, scale)
-        block = jnp.arange(M, dtype=jnp.int32)
-        is_open = (block >= low[:, None, :, None]) & (block < high[:, None, :, None])
-        score = _pool_heads(score, is_open, index.query_pool)
-        best, choice = _top(score, index.X or index.A)
+        q = jnp.moveaxis(q, 1, 2).astype(jnp.float32) * scale
+        if index.query_pool == "mean":
+            q = q.mean(3, keepdims=True)
+        find = _find_flat if index.route == "flat" else _find_along
+        choice, scored = find(q, bookmarks, low, high, index)
         if index.X:
-            exact = _exact_scores(q, k_BGMCK, choice, index.query_pool, scale)
-            exact = _pool_heads(exact, best > -jnp.inf, index.query_pool)
-            best, place = _top(exact, index.A)
-            choice = jnp.take_along_axis(choice, place, -1)
-        return jnp.where(best > -jnp.inf, choice, -1).astype(jnp.int32)
+            choice = _exact_best(q, k_BGMCK, choice, index)
+        return choice, scored
 
-    choice = lax.map(choose, (q, pieces(low_BT, 1), pieces(high_BT, 1)))
+    choice, scored = lax.map(choose, (q, pieces(low_BT, 1), pieces(high_BT, 1)))
     choice = jnp.moveaxis(choice, 0, 2).reshape(B, G, T + pad, -1)[:, :, :T]
-    return jnp.pad(
+    scored = jnp.moveaxis(scored, 0, 2).reshape(B, G, T + pad)[:, :, :T]
+    choice = jnp.pad(
         choice, [(0, 0)] * 3 + [(0, index.A - choice.shape[-1])], constant_values=-1
+    )
+    return choice.astype(jnp.int32), scored
+
+
+def _find_flat(q, bookmarks, low, high, index):
+    """The best of all open bookmarks for q [B, G, T, H/G, K]: ids [B, G, T, X or A], and how many were scored."""
+    place = jnp.arange(bookmarks.point_BGMRK.shape[2], dtype=jnp.int32)
+
+    def of_group(q_THK, point_MRK, log_count_MR, low_T, high_T):
+        T, H, K = q_THK.shape
+        score = digest.score(
+            index.digest, q_THK.reshape(T * H, K), point_MRK, log_count_MR
+        )
+        is_open = (place >= low_T[:, None]) & (place < high_T[:, None])
+        score = _pool_heads(score.reshape(T, H, -1), is_open, index.query_pool)
+        return tree.best(score, place, index.X or index.A), is_open.sum(
+            -1, dtype=jnp.int32
+        )
+
+    of_row = jax.vmap(of_group, in_axes=(0, 0, 0, None, None))
+    return jax.vmap(of_row)(
+        q, bookmarks.point_BGMRK, bookmarks.log_count_BGMR, low, high
     )
 
 
-def _open_blocks(view):
-    """First block, and the one after the last, that each token may choose: whole blocks of its document, no sinks."""
-    whole = -(-view.start_BT // view.key_block)
-    return jnp.maximum(whole, view.first_BT + view.sink_blocks), view.low_BT
+def _find_along(q, bookmarks, low, high, index):
+    """As `_find_flat`, through chapters and, for the graph, along links; a token at a time, batched."""
+    num = index.X or index.A
+    is_graph = index.route == "graph"
+    links = bookmarks.links if is_graph else None
+
+    def of_group(q_THK, nodes, links, low_T, high_T):
+        def of_token(arguments):
+            q_HK, low, high = arguments
+
+            def rate(level, id_X, is_open_X):
+                point, log_count = nodes[level]
+                if id_X is not None:
+                    point, log_count = point[id_X], log_count[id_X]
+                score_HX = digest.score(index.digest, q_HK, point, log_count)
+                return _pool_heads(score_HX, is_open_X, index.query_pool)
+
+            id_X, scored = tree.search(
+                rate,
+                [point.shape[0] for point, _ in nodes],
+                low,
+                high,
+                group=index.chapter_bookmarks,
+                beam=index.beam,
+                num=index.frontier if is_graph else num,
+            )
+            if is_graph:
+                id_X, more = graph.walk(
+                    rate,
+                    links.parent_BGMP,
+                    links.child_BGMP,
+                    id_X,
+                    low,
+                    high,
+                    hops=index.hops,
+                )
+                scored += more
+            return id_X[:num], scored
+
+        return lax.map(of_token, (q_THK, low_T, high_T), batch_size=BATCH)
+
+    of_row = jax.vmap(of_group, in_axes=(0, 0, 0, None, None))
+    return jax.vmap(of_row)(q, bookmarks.nodes, links, low, high)
 
 
-def _point_scores(q, bookmarks, query_pool, scale):
-    """Scores of all bookmarks: [B, G, H/G, T, M], with one query for all heads of a group where they are pooled."""
-    q = q.astype(jnp.float32) * scale
-    if query_pool == "mean":
-        q = q.mean(3, keepdims=True)
-    logit = jnp.einsum("btghk,bgmrk->bghtmr", q, bookmarks.point_BGMRK)
-    return jax.nn.logsumexp(logit + bookmarks.log_count_BGMR[:, :, None, None], axis=-1)
-
-
-def _exact_scores(q, k_BGMCK, choice, query_pool, scale):
-    """The same for the blocks of each token's shortlist, over their own keys: [B, G, H/G, T, X]."""
-    q = q.astype(jnp.float32) * scale
-    if query_pool == "mean":
-        q = q.mean(3, keepdims=True)
+def _exact_best(q, k_BGMCK, choice, index):
+    """The A best of each token's shortlist by the blocks' own keys."""
 
     def of_group(q_THK, k_MCK, choice_TX):
         def of_token(arguments):
             q_HK, choice_X = arguments
-            logit_HXC = jnp.einsum(
-                "hk,xck->hxc", q_HK, k_MCK[choice_X].astype(jnp.float32)
-            )
-            return jax.nn.logsumexp(logit_HXC, axis=-1)
+            k_XCK = k_MCK[jnp.maximum(choice_X, 0)].astype(jnp.float32)
+            score_HX = jax.nn.logsumexp(jnp.einsum("hk,xck->hxc", q_HK, k_XCK), axis=-1)
+            score_X = _pool_heads(score_HX, choice_X >= 0, index.query_pool)
+            return tree.best(score_X, choice_X, index.A)
 
-        return lax.map(of_token, (q_THK, choice_TX), batch_size=64)
+        return lax.map(of_token, (q_THK, choice_TX), batch_size=BATCH)
 
-    score = jax.vmap(jax.vmap(of_group))(jnp.moveaxis(q, 2, 1), k_BGMCK, choice)
-    return jnp.moveaxis(score, 3, 2)
+    return jax.vmap(jax.vmap(of_group))(q, k_BGMCK, choice)
 
 
 def _pool_heads(score, is_open, query_pool):
-    """Scores of heads to scores of their group, [B, G, T, M]; -inf where a token may not look.
+    """Scores of heads [..., H/G, X] to scores of their group [..., X]; -inf where a token may not look, or for NaN.
 
     Sums of softmaxes weigh every head alike (the NSA paper's rule); a single pooled query needs none.
     """
-    score = jnp.where(is_open[:, :, None], score, -jnp.inf)
+    is_open &= ~jnp.isnan(score).any(-2)
+    score = jnp.where(is_open[..., None, :], score, -jnp.inf)
     if query_pool == "mean":
-        return score[:, :, 0]
-    share = jnp.where(is_open[:, :, None], jax.nn.softmax(score, axis=-1), 0).sum(2)
+        return score[..., 0, :]
+    share = jnp.where(is_open[..., None, :], jax.nn.softmax(score, axis=-1), 0).sum(-2)
     return jnp.where(is_open, share, -jnp.inf)
-
-
-def _top(score, num):
-    """The best `num` (or all, if there are fewer) and their places; equal scores go to the lower place."""
-    return lax.top_k(score, min(num, score.shape[-1]))

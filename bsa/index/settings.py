@@ -5,6 +5,10 @@ import dataclasses
 from pallas_kernels import selection
 
 QUERY_POOLS = ("mean", "heads")
+DIGESTS = ("clusters", "submeans", "minmax", "meanvar", "distinctive")
+SIMILARITIES = ("dot", "cosine", "pearson")
+LINKED = ("means", "points")
+ROUTES = ("flat", "chapters", "graph")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +30,22 @@ class IndexSettings:
     X: int
     query_pool: str
     route_tokens: int
+    digest: str
+    route: str
+    chapter_bookmarks: int
+    chapter_levels: int
+    chapter_R: int
+    beam: int
+    P: int
+    children: int
+    similarity: str
+    link_by: str
+    frontier: int
+    hops: int
 
     def __post_init__(self):
+        self._check_choices()
+        self._check_search()
         if self.C < 1 or self.R < 1 or self.A < 1 or self.J < 1 or self.open_tokens < 1:
             raise ValueError(
                 f"index: C={self.C}, R={self.R}, A={self.A}, J={self.J} and open_tokens={self.open_tokens} must be at least 1"
@@ -56,11 +74,50 @@ class IndexSettings:
             raise ValueError(
                 f"index: lloyd_steps={self.lloyd_steps}, sink_tokens={self.sink_tokens}, X={self.X} cannot be negative"
             )
-        if self.query_pool not in QUERY_POOLS:
-            raise ValueError(
-                f"index: query_pool={self.query_pool!r} is not one of {', '.join(QUERY_POOLS)}"
-            )
         if self.route_tokens < 1 or self.route_tokens % self.query_block:
             raise ValueError(
                 f"index: route_tokens={self.route_tokens} is no multiple of query_block={self.query_block}"
+            )
+
+    def _check_choices(self):
+        for name, known in (
+            ("query_pool", QUERY_POOLS),
+            ("digest", DIGESTS),
+            ("route", ROUTES),
+            ("similarity", SIMILARITIES),
+            ("link_by", LINKED),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"index: {name}={getattr(self, name)!r} is not one of {', '.join(known)}"
+                )
+
+    def _check_search(self):
+        for name in ("chapter_levels", "chapter_R", "beam", "children", "frontier"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"index: {name}={getattr(self, name)} must be at least 1"
+                )
+        if self.chapter_bookmarks < 2:
+            raise ValueError(
+                f"index: chapter_bookmarks={self.chapter_bookmarks}; a chapter groups at least 2"
+            )
+        if self.P < 0 or self.hops < 0:
+            raise ValueError(
+                f"index: P={self.P} and hops={self.hops} cannot be negative"
+            )
+        if self.digest in ("minmax", "meanvar") and (self.R, self.chapter_R) != (2, 2):
+            raise ValueError(
+                f"index: digest={self.digest!r} keeps two vectors; set R={self.R} and chapter_R={self.chapter_R} to 2"
+            )
+        if self.chapter_R > self.chapter_bookmarks * self.R:
+            raise ValueError(
+                f"index: chapter_R={self.chapter_R} points for the {self.chapter_bookmarks * self.R} points of a chapter's "
+                "bookmarks; lower it"
+            )
+        if self.route == "graph" and not self.P:
+            raise ValueError("index: route='graph' walks along links; set P above 0")
+        if self.route == "graph" and self.frontier < max(self.X, self.A):
+            raise ValueError(
+                f"index: a frontier of {self.frontier} cannot give the {max(self.X, self.A)} bookmarks wanted of it; raise it"
             )

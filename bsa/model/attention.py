@@ -59,7 +59,7 @@ def attend(
         )
     choice_BGTA = None
     if kind == "b":
-        bookmarks = build.build_index(k_BSGK, model.index)
+        bookmarks = build.build_index(k_BSGK, model.index, view.start_BT)
         choice_BGTA = route.choose_blocks(
             q_BTHK, k_BSGK, bookmarks, view, model.index, scale=scale
         )

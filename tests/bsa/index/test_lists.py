@@ -1,4 +1,4 @@
-"""The jitted index equals the NumPy loops, on random sizes, documents and keys."""
+"""Lists of query blocks equal the NumPy loops, on random sizes, documents and choices."""
 
 import dataclasses
 
@@ -9,91 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bsa.index import build, digest, local, metrics, reference, route, unite
-from bsa.index.settings import IndexSettings
-
-BASE = IndexSettings(
-    C=4,
-    query_block=8,
-    J=24,
-    sink_tokens=4,
-    R=2,
-    lloyd_steps=2,
-    A=2,
-    open_tokens=6,
-    X=0,
-    query_pool="mean",
-    route_tokens=16,
-)
-
-
-def positions(key, batch, tokens, documents):
-    """Positions of rows cut into random documents."""
-    cuts = jax.random.randint(key, (batch, documents), 0, tokens)
-    begins = (
-        jnp.zeros((batch, tokens), bool).at[jnp.arange(batch)[:, None], cuts].set(True)
-    )
-    place = jnp.arange(tokens)
-    start = jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
-    return (place - start).astype(jnp.int32)
-
-
-def window_view(position_BT, window_tokens, index):
-    return local.window(
-        position_BT,
-        window_tokens=window_tokens,
-        sink_tokens=index.sink_tokens,
-        key_block=index.C,
-    )
-
-
-@pytest.mark.parametrize("points", [1, 2, 4, 8])
-def test_clusters(points):
-    k_BGNCK = jax.random.normal(jax.random.key(points), (2, 2, 3, 8, 5))
-    point_BGNRK, log_count_BGNR = jax.jit(digest.cluster, static_argnums=(1, 2))(
-        k_BGNCK, points, 2
-    )
-    for b, g, n in np.ndindex(2, 2, 3):
-        point_RK, count_R = reference.cluster(k_BGNCK[b, g, n], points, 2)
-        np.testing.assert_allclose(point_BGNRK[b, g, n], point_RK, atol=1e-5)
-        np.testing.assert_allclose(np.exp(log_count_BGNR[b, g, n]), count_R, atol=1e-5)
-
-
-def test_equal_keys_make_one_cluster():
-    point, log_count = digest.cluster(jnp.ones((1, 1, 1, 8, 3)), 4, 2)
-    np.testing.assert_allclose(point[0, 0, 0, 0], 1)
-    np.testing.assert_array_equal(np.exp(log_count[0, 0, 0]), [8, 0, 0, 0])
-
-
-@pytest.mark.parametrize("query_pool", ["mean", "heads"])
-@pytest.mark.parametrize("shortlist", [0, 5])
-def test_choices(query_pool, shortlist):
-    index = dataclasses.replace(BASE, query_pool=query_pool, X=shortlist, A=3)
-    B, T, H, G, K, window_tokens = 2, 64, 4, 2, 8, 8
-    keys = jax.random.split(jax.random.key(7), 3)
-    q_BTHK = jax.random.normal(keys[0], (B, T, H, K))
-    k_BSGK = jax.random.normal(keys[1], (B, T, G, K))
-    position_BT = positions(keys[2], B, T, 2)
-    view = window_view(position_BT, window_tokens, index)
-    bookmarks = build.build_index(k_BSGK, index)
-    choice_BGTA = jax.jit(route.choose_blocks, static_argnames=("index", "scale"))(
-        q_BTHK, k_BSGK, bookmarks, view, index=index, scale=0.5
-    )
-    for b, g, t in np.ndindex(B, G, T):
-        expected = reference.choose(
-            t,
-            int(view.start_BT[b, t]),
-            q_BTHK[b, :, 2 * g : 2 * g + 2],
-            k_BSGK[b, :, g],
-            window_tokens,
-            index,
-            0.5,
-        )
-        assert [n for n in choice_BGTA[b, g, t].tolist() if n >= 0] == expected, (
-            b,
-            g,
-            t,
-        )
+from bsa.index import local, metrics, reference, unite
+from tests.bsa.index import cases
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -124,7 +41,7 @@ def test_lists(
         window_blocks + sink_blocks + (query_block + key_block - 2) // key_block + 1
     )
     index = dataclasses.replace(
-        BASE,
+        cases.BASE,
         C=key_block,
         query_block=query_block,
         open_tokens=open_tokens,
@@ -134,8 +51,8 @@ def test_lists(
         route_tokens=query_block,
     )
     T, B, G = 96, 1, 2
-    position_BT = positions(jax.random.key(seed), B, T, documents)
-    view = window_view(position_BT, window_tokens, index)
+    position_BT = cases.positions(jax.random.key(seed), B, T, documents)
+    view = cases.window_view(position_BT, window_tokens, index)
     start_T = np.asarray(view.start_BT[0])
     random = np.random.default_rng(seed)
     choice_BGTA = np.full((B, G, T, choices), -1, np.int32)
@@ -182,14 +99,15 @@ def test_lists(
 
 
 def test_lists_of_a_window_need_no_choices():
-    position_BT = positions(jax.random.key(3), 2, 64, 2)
-    view = window_view(position_BT, 8, BASE)
-    lists, refused_BGQ = unite.unite(None, view, BASE, 1)
+    position_BT = cases.positions(jax.random.key(3), 2, 64, 2)
+    view = cases.window_view(position_BT, 8, cases.BASE)
+    lists, refused_BGQ = unite.unite(None, view, cases.BASE, 1)
     assert not refused_BGQ.any()
     for b, q in np.ndindex(2, 8):
         tokens = range(8 * q, 8 * q + 8)
         reads = [
-            reference.local_blocks(t, int(view.start_BT[b, t]), 8, BASE) for t in tokens
+            reference.local_blocks(t, int(view.start_BT[b, t]), 8, cases.BASE)
+            for t in tokens
         ]
         entries = zip(
             lists.block_id_BGQJ[b, 0, q].tolist(),
@@ -205,9 +123,9 @@ def test_lists_of_a_window_need_no_choices():
 
 
 def test_chunks_read_their_own_chunk_only():
-    position_BT = positions(jax.random.key(5), 2, 64, 3)
+    position_BT = cases.positions(jax.random.key(5), 2, 64, 3)
     view = local.chunk(position_BT, 10, 4)
-    lists, _ = unite.unite(None, view, BASE, 1)
+    lists, _ = unite.unite(None, view, cases.BASE, 1)
     segment_BT = np.asarray(local.chunk_segments(position_BT, 10))
     for b, t in np.ndindex(2, 64):
         q, bit = divmod(t, 8)
@@ -225,15 +143,6 @@ def test_chunks_read_their_own_chunk_only():
         assert seen == set(range(t - int(position_BT[b, t]) % 10, t + 1))
 
 
-def test_bookmark_use_counts_even_and_dead_bookmarks():
-    view = window_view(jnp.arange(32, dtype=jnp.int32)[None], 4, BASE)
-    even = jnp.asarray([[[[1 + t % 6] for t in range(32)]]], jnp.int32)
-    entropy, unread = metrics.bookmark_use(even, view, 8)
-    assert unread == 0 and 1.7 < entropy <= np.log(6) + 1e-6
-    entropy, unread = metrics.bookmark_use(jnp.ones_like(even), view, 8)
-    assert entropy == 0 and np.isclose(unread, 5 / 6)
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -242,7 +151,7 @@ def test_bookmark_use_counts_even_and_dead_bookmarks():
     ],
 )
 def test_impossible_lists_say_why(change, message):
-    index = dataclasses.replace(BASE, route_tokens=24, **change)
-    view = window_view(jnp.arange(64, dtype=jnp.int32)[None], 8, index)
+    index = dataclasses.replace(cases.BASE, route_tokens=24, **change)
+    view = cases.window_view(jnp.arange(64, dtype=jnp.int32)[None], 8, index)
     with pytest.raises(ValueError, match=message):
         unite.unite(jnp.zeros((1, 1, 64, 2), jnp.int32), view, index, 1)

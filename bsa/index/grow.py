@@ -1,0 +1,169 @@
+"""Keys to an index that grows as they come: the same bookmarks, chapters and links as `build` makes of all of them.
+
+Arrays have a fixed capacity. A chunk closes the blocks that it completes; their digests complete chapters, and then the
+new bookmarks look for parents. Nothing that a closed bookmark holds is changed later, but for its list of children.
+Called by decoding, with chunks of any length.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bsa.index import build, chapter, digest, link, settings
+from pallas_kernels import shapes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GrowingIndex:
+    """An index with room for more.
+
+    Attributes:
+        bookmarks: arrays of the full capacity; entries past the closed bookmarks and complete chapters mean nothing,
+            and no search looks at them.
+        open_BCGK: keys of the block that is not yet closed.
+        num_tokens: int32, tokens so far, the same in all rows.
+        is_full: bool, whether keys came that found no room. They, and all keys after them, were not taken.
+    """
+
+    bookmarks: build.BookmarkIndex
+    open_BCGK: jax.Array
+    num_tokens: jax.Array
+    is_full: jax.Array
+
+
+def empty(
+    batch: int,
+    groups: int,
+    width: int,
+    index: settings.IndexSettings,
+    *,
+    capacity_tokens: int,
+    dtype=jnp.float32,
+) -> GrowingIndex:
+    """An index of no tokens.
+
+    Args:
+        width: K.
+        capacity_tokens: whole blocks.
+        dtype: of the keys to come.
+    Raises:
+        ValueError: the capacity is not whole blocks.
+    """
+    if capacity_tokens < 1 or capacity_tokens % index.C:
+        raise ValueError(
+            f"capacity_tokens={capacity_tokens} is not one or more whole blocks of C={index.C} tokens"
+        )
+    zeros = jnp.zeros((batch, capacity_tokens, groups, width), dtype)
+    shape = jax.eval_shape(lambda k: build.build_index(k, index), zeros)
+    bookmarks = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+    if index.P:
+        links = link.empty(batch, groups, capacity_tokens // index.C, index)
+        bookmarks = dataclasses.replace(bookmarks, links=links)
+    return GrowingIndex(
+        bookmarks, zeros[:, : index.C], jnp.int32(0), jnp.zeros((), bool)
+    )
+
+
+def append(
+    grown: GrowingIndex, k_BSGK, index: settings.IndexSettings, start_BS=None
+) -> GrowingIndex:
+    """Takes the keys of the next S tokens.
+
+    Args:
+        start_BS: int32, place in the row where each token's document begins; None: one document a row.
+    Returns:
+        The index with them; with `is_full` set and nothing else changed if they do not all fit.
+    Raises:
+        ValueError: the chunk alone is longer than the capacity.
+    """
+    sizes = shapes.check(k_BSGK=k_BSGK, start_BS=start_BS)
+    B, S, G, K = (sizes[letter] for letter in "BSGK")
+    capacity, C = grown.bookmarks.point_BGMRK.shape[2], index.C
+    if S > capacity * C:
+        raise ValueError(
+            f"S={S} tokens for an index with a capacity of {capacity * C}: make a larger one"
+        )
+    num_tokens = grown.num_tokens + S
+    is_full = grown.is_full | (num_tokens > capacity * C)
+
+    # The open block, the chunk, and room to the end of the last block that the chunk can touch.
+    num = (S + C - 1) // C
+    keys = jnp.zeros((B, (num + 1) * C, G, K), grown.open_BCGK.dtype)
+    keys = keys.at[:, :C].set(grown.open_BCGK)
+    keys = lax.dynamic_update_slice_in_dim(
+        keys, k_BSGK.astype(keys.dtype), grown.num_tokens % C, axis=1
+    )
+    first, closed = grown.num_tokens // C, num_tokens // C
+    place_M = first + jnp.arange(num, dtype=jnp.int32)
+    place_M = jnp.where((place_M < closed) & ~is_full, place_M, capacity)
+    if start_BS is None:
+        start_BS = jnp.zeros((B, S), jnp.int32)
+    last_M = jnp.clip((place_M + 1) * C - 1 - grown.num_tokens, 0, S - 1)
+    bookmarks = _extend(
+        grown.bookmarks,
+        keys[:, : num * C].reshape(B, num, C, G, K).transpose(0, 3, 1, 2, 4),
+        place_M,
+        (first, closed),
+        build.first_bookmark(start_BS[:, last_M], C),
+        index,
+    )
+    still_open = lax.dynamic_slice_in_dim(keys, (closed - first) * C, C, axis=1)
+    return GrowingIndex(
+        bookmarks,
+        jnp.where(is_full, grown.open_BCGK, still_open),
+        jnp.where(is_full, grown.num_tokens, num_tokens),
+        is_full,
+    )
+
+
+def _extend(bookmarks, k_BGNCK, place_M, closed, low_BM, index):
+    """The index with new bookmarks at their places; those at a place past the capacity are left out."""
+    point, log_count, quote = digest.summarise(k_BGNCK, index)
+    quote = build.quote_token(quote, place_M, index.C)
+
+    def put(array, value):
+        return array.at[:, :, place_M].set(value, mode="drop")
+
+    bookmarks = dataclasses.replace(
+        bookmarks,
+        point_BGMRK=put(bookmarks.point_BGMRK, point),
+        log_count_BGMR=put(bookmarks.log_count_BGMR, log_count),
+        quote_id_BGMR=put(bookmarks.quote_id_BGMR, quote),
+    )
+    is_taken = place_M[0] < bookmarks.point_BGMRK.shape[2]
+    bookmarks = dataclasses.replace(
+        bookmarks,
+        chapters=_complete(bookmarks, closed, place_M.shape[0], is_taken, index),
+    )
+    if not index.P:
+        return bookmarks
+    links = link.extend(bookmarks.links, bookmarks.nodes, place_M, low_BM, index)
+    return dataclasses.replace(bookmarks, links=links)
+
+
+def _complete(bookmarks, closed, num, is_taken, index):
+    """All levels of chapters, with those that the new bookmarks complete.
+
+    Args:
+        closed: bookmarks closed before and after.
+        num: most bookmarks that are new.
+    """
+    first, end = closed
+    point, log_count = bookmarks.point_BGMRK, bookmarks.log_count_BGMR
+    levels = []
+    for level in bookmarks.chapters:
+        group, capacity = index.chapter_bookmarks, level.point_BGERK.shape[2]
+        first, end = first // group, end // group
+        num = (num + group - 1) // group
+        place_E = first + jnp.arange(num, dtype=jnp.int32)
+        member = (place_E[:, None] * group + jnp.arange(group)).reshape(-1)
+        member = jnp.minimum(member, point.shape[2] - 1)
+        new = chapter.join(point[:, :, member], log_count[:, :, member], index)
+        place_E = jnp.where((place_E < end) & is_taken, place_E, capacity)
+        point = level.point_BGERK.at[:, :, place_E].set(new[0], mode="drop")
+        log_count = level.log_count_BGER.at[:, :, place_E].set(new[1], mode="drop")
+        levels.append(chapter.Chapters(point, log_count))
+    return tuple(levels)

@@ -1,0 +1,101 @@
+"""Digests in plain NumPy loops: the oracle of `digest` and `cluster`. Called by `reference` and by tests.
+
+A digest here is a pair: point_RK and count_R, the tokens that each point stands for.
+"""
+
+import numpy as np
+
+from bsa.index import settings
+
+
+def cluster(k_CK, num_points: int, lloyd_steps: int, count_C=None):
+    """Points and counts of one block; see `cluster.cluster`."""
+    k_CK = np.asarray(k_CK, np.float64)
+    count_C = np.ones(len(k_CK)) if count_C is None else np.asarray(count_C)
+    real = np.flatnonzero(count_C)
+
+    def distances(point_K):
+        return np.square(k_CK - point_K).sum(-1)
+
+    def mean(members):
+        return np.average(k_CK[members], axis=0, weights=count_C[members])
+
+    points = [k_CK[real[np.argmin(distances(mean(real))[real])]]]
+    while len(points) < num_points:
+        gap_C = np.min([distances(p) for p in points], axis=0)
+        points.append(k_CK[real[np.argmax(gap_C[real])]])
+
+    def members():
+        nearest_C = np.argmin([distances(p) for p in points], axis=0)
+        return [real[nearest_C[real] == r] for r in range(num_points)]
+
+    for _ in range(lloyd_steps):
+        points = [mean(m) if len(m) else p for m, p in zip(members(), points)]
+    return np.stack(points), np.array([count_C[m].sum() for m in members()])
+
+
+def summarise(k_CK, index: settings.IndexSettings):
+    """A block's digest, and its quotes: places in the block, -1 for none; see `digest.summarise`."""
+    k_CK = np.asarray(k_CK, np.float64)
+    C = len(k_CK)
+    if index.digest == "clusters":
+        point_RK, count_R = cluster(k_CK, index.R, index.lloyd_steps)
+    elif index.digest == "submeans":
+        pieces = np.array_split(k_CK, index.R)
+        point_RK = np.stack([piece.mean(0) for piece in pieces])
+        count_R = np.array([len(piece) for piece in pieces])
+    elif index.digest == "distinctive":
+        gap_C = np.square(k_CK - k_CK.mean(0)).sum(-1)
+        kept = np.argsort(-gap_C, kind="stable")[: index.R - 1]
+        rest = [c for c in range(C) if c not in kept]
+        point_RK = np.stack([k_CK[rest].mean(0), *k_CK[kept]])
+        count_R = np.array([len(rest)] + [1] * len(kept))
+    elif index.digest == "minmax":
+        point_RK, count_R = np.stack([k_CK.max(0), k_CK.min(0)]), np.array([C, C])
+    else:
+        point_RK, count_R = np.stack([k_CK.mean(0), k_CK.var(0)]), np.array([C, C])
+    quotes = []
+    for r, (point_K, count) in enumerate(zip(point_RK, count_R)):
+        is_place = count and not (index.digest == "meanvar" and r == 1)
+        nearest = np.argmin(np.square(k_CK - point_K).sum(-1))
+        quotes.append(int(nearest) if is_place else -1)
+    return point_RK, count_R, quotes
+
+
+def aggregate(digests, index: settings.IndexSettings):
+    """A chapter's digest from those of its members; see `digest.aggregate`."""
+    points = np.stack([point_RK for point_RK, _ in digests])
+    counts = np.stack([count_R for _, count_R in digests])
+    if index.digest == "minmax":
+        ends = [points[:, 0].max(0), points[:, 1].min(0)]
+    elif index.digest == "meanvar":
+        mean = np.average(points[:, 0], axis=0, weights=counts[:, 0])
+        spread = points[:, 1] + np.square(points[:, 0] - mean)
+        ends = [mean, np.average(spread, axis=0, weights=counts[:, 0])]
+    else:
+        return cluster(
+            np.concatenate(points),
+            index.chapter_R,
+            index.lloyd_steps,
+            np.concatenate(counts),
+        )
+    return np.stack(ends), np.full(2, counts[:, 0].sum())
+
+
+def score(kind: str, q_K, point_RK, count_R) -> float:
+    """Log of the mass that a query expects of a bookmark; see `digest.score`."""
+    if kind == "minmax":
+        bound = sum(max(q * a, q * b) for q, a, b in zip(q_K, *point_RK))
+        return bound + np.log(count_R[0])
+    if kind == "meanvar":
+        return q_K @ point_RK[0] + q_K**2 @ point_RK[1] / 2 + np.log(count_R[0])
+    return np.log((count_R * np.exp(point_RK @ q_K)).sum())
+
+
+def places(kind: str, point_RK, count_R):
+    """The points that stand for tokens, and how many each; see `digest.places`."""
+    if kind == "minmax":
+        return point_RK.mean(0, keepdims=True), count_R[:1]
+    if kind == "meanvar":
+        return point_RK[:1], count_R[:1]
+    return point_RK[count_R > 0], count_R[count_R > 0]

@@ -1,0 +1,183 @@
+"""How building an index and routing through it grow with the text.
+
+Command: python -m experiments.index_scaling [--tokens=16384,65536] [--routes=flat,chapters,graph] [--routed=1024]
+Hardware: any; the records say which
+Output: experiments/results/index_scaling.json and .png
+
+Keys are clustered and come in runs, as topics do; a query is a key of its own topic from anywhere before, with noise.
+Every token could choose 8 blocks of 16 from all that are closed; to save time only `routed` evenly spread ones do, and
+`route_ms` is the time that all of them would take. Times are the best of three after compilation. `recall` is the share
+of the flat route's blocks that a route finds, and `share_scored` what it compared with, chapters counted as bookmarks, on
+256 tokens of the last quarter.
+"""
+
+import argparse
+import dataclasses
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.backends import backend_agg
+from matplotlib.figure import Figure
+
+from bsa.index import build, local, metrics, route
+from bsa.train import provenance, settings
+from configs import base
+from experiments import record
+
+K, QUERY_HEADS, RUN_BLOCKS, BLOCKS_PER_TOPIC = 64, 2, 4, 64
+COARSEST = 2048
+"""Levels are added until there are at most this many of the coarsest chapters, all of which a query is compared with."""
+
+
+def settings_for(route_name, tokens):
+    """The default index with one route; as many levels as the text asks for."""
+    index = dataclasses.replace(
+        settings.from_config(base.get_config()).model.index,
+        route=route_name,
+        chapter_bookmarks=32,
+        chapter_R=8,
+        P=8 if route_name == "graph" else 0,
+        children=16,
+    )
+    num, levels = tokens // index.C // index.chapter_bookmarks, 1
+    while num > COARSEST:
+        num, levels = num // index.chapter_bookmarks, levels + 1
+    return dataclasses.replace(index, chapter_levels=levels)
+
+
+def clustered(tokens, key_block, stride):
+    """q_BTHK of every stride-th token, the places of these tokens, and k_BSGK."""
+    random = np.random.default_rng(tokens)
+    num_topics = max(2, tokens // key_block // BLOCKS_PER_TOPIC)
+    center = random.normal(size=(num_topics, K)).astype(np.float32)
+    run = RUN_BLOCKS * key_block
+    topic_S = np.repeat(random.integers(0, num_topics, tokens // run), run)
+    noise = random.normal(size=(tokens, K)).astype(np.float32)
+    k_SK = center[topic_S] + noise
+    token_id_T = np.arange(stride - 1, tokens, stride)
+    earlier_T = (token_id_T * random.random(len(token_id_T))).astype(int)
+    q_THK = k_SK[earlier_T][:, None] + random.normal(
+        size=(len(token_id_T), QUERY_HEADS, K)
+    )
+    return (
+        jnp.asarray(q_THK[None], jnp.float32),
+        jnp.asarray(token_id_T),
+        jnp.asarray(k_SK[None, :, None]),
+    )
+
+
+def timed(function, *arguments):
+    """Result and best milliseconds of three, after a first call that compiles."""
+    result = jax.block_until_ready(function(*arguments))
+    best = float("inf")
+    for _ in range(3):
+        begin = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        best = min(best, time.perf_counter() - begin)
+    return result, 1000 * best
+
+
+def measure(tokens, route_names, routed_tokens):
+    """Records of one length."""
+    index, stride = settings_for("flat", tokens), tokens // routed_tokens
+    q_BTHK, token_id_T, k_BSGK = clustered(tokens, index.C, stride)
+    view = local.window(
+        jnp.arange(tokens, dtype=jnp.int32)[None],
+        window_tokens=256,
+        sink_tokens=index.sink_tokens,
+        key_block=index.C,
+    )
+    view = jax.tree.map(lambda x: x[:, token_id_T], view)
+    late = slice(-min(256, len(token_id_T) // 4), None)
+
+    def pick(x):
+        return x[:, late]
+
+    search = jax.jit(
+        functools.partial(route.search, scale=K**-0.5), static_argnames="index"
+    )
+    make = jax.jit(build.build_index, static_argnums=1)
+    late_view = jax.tree.map(pick, view)
+    wanted, _ = search(
+        pick(q_BTHK), k_BSGK, make(k_BSGK, index), late_view, index=index
+    )
+    for name in route_names:
+        index = settings_for(name, tokens)
+        bookmarks, build_ms = timed(make, k_BSGK, index)
+        routed, route_ms = timed(
+            functools.partial(search, index=index), q_BTHK, k_BSGK, bookmarks, view
+        )
+        choice_BGTA, scored_BGT = routed
+        yield {
+            "device": jax.devices()[0].device_kind,
+            "tokens": tokens,
+            "route": name,
+            "build_ms": round(build_ms, 2),
+            "route_ms": round(route_ms * stride, 2),
+            "bytes": sum(x.nbytes for x in jax.tree.leaves(bookmarks)),
+            "routed_tokens": len(token_id_T),
+            "levels": len(bookmarks.chapters),
+            "share_scored": float(
+                metrics.share_scored(scored_BGT[:, :, late], late_view)
+            ),
+            "recall": float(metrics.recall(choice_BGTA[:, :, late], wanted)),
+        }
+
+
+def slope(records, name):
+    """Log-log slope of build + route time over the longest eightfold growth that was measured; None if there is none."""
+    rows = sorted(
+        (r["tokens"], r["build_ms"] + r["route_ms"])
+        for r in records
+        if r["route"] == name
+    )
+    rows = [row for row in rows if row[0] * 8 >= rows[-1][0]]
+    if len(rows) < 2:
+        return None
+    return float(np.polyfit(*np.log(np.array(rows)).T, 1)[0])
+
+
+def draw(records, path):
+    """Build + route time against tokens, a line per route."""
+    figure = Figure(figsize=(5, 4))
+    backend_agg.FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name in dict.fromkeys(r["route"] for r in records):
+        rows = [r for r in records if r["route"] == name]
+        value = slope(records, name)
+        label = name if value is None else f"{name}, slope {value:.2f}"
+        axes.loglog(
+            [r["tokens"] for r in rows],
+            [(r["build_ms"] + r["route_ms"]) / 1000 for r in rows],
+            marker="o",
+            label=label,
+        )
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("seconds to build and to route every token")
+    axes.set_title(records[0]["device"])
+    axes.legend()
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", default="16384,65536,131072,262144,524288,1048576")
+    parser.add_argument("--routes", default="flat,chapters,graph")
+    parser.add_argument("--routed", type=int, default=1024)
+    arguments = parser.parse_args()
+    records = []
+    for tokens in map(int, arguments.tokens.split(",")):
+        for row in measure(tokens, arguments.routes.split(","), arguments.routed):
+            records.append(row)
+            print(row, flush=True)
+    record.write("index_scaling", provenance.provenance(), records)
+    draw(records, record.RESULTS / "index_scaling.png")
+    for name in arguments.routes.split(","):
+        print(name, "slope of the longest eightfold growth:", slope(records, name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Settings, documents and keys that the tests of the index share."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+
+from bsa.index import build, local, route
+from bsa.index.settings import DIGESTS, LINKED, SIMILARITIES, IndexSettings
+
+BASE = IndexSettings(
+    C=4,
+    query_block=8,
+    J=24,
+    sink_tokens=4,
+    R=2,
+    lloyd_steps=2,
+    A=2,
+    open_tokens=6,
+    X=0,
+    query_pool="mean",
+    route_tokens=16,
+    digest="clusters",
+    route="flat",
+    chapter_bookmarks=3,
+    chapter_levels=1,
+    chapter_R=2,
+    beam=2,
+    P=0,
+    children=3,
+    similarity="cosine",
+    link_by="means",
+    frontier=8,
+    hops=1,
+)
+SCALE = 0.5
+
+build_index = jax.jit(build.build_index, static_argnums=1)
+search = jax.jit(functools.partial(route.search, scale=SCALE), static_argnames="index")
+
+
+@st.composite
+def indices(draw, routes=("flat", "chapters", "graph")):
+    """Settings of every digest, likeness, link and route together."""
+    digest, C = draw(st.sampled_from(DIGESTS)), draw(st.sampled_from([2, 4]))
+    two = digest in ("minmax", "meanvar")
+    index = dataclasses.replace(
+        BASE,
+        digest=digest,
+        C=C,
+        sink_tokens=C * draw(st.integers(0, 1)),
+        R=2 if two else draw(st.integers(1, C)),
+        chapter_R=2 if two else draw(st.integers(1, 2)),
+        query_pool=draw(st.sampled_from(["mean", "heads"])),
+        X=draw(st.sampled_from([0, 4])),
+        route=draw(st.sampled_from(routes)),
+        chapter_bookmarks=draw(st.integers(2, 3)),
+        chapter_levels=draw(st.integers(1, 3)),
+        beam=draw(st.integers(1, 3)),
+        similarity=draw(st.sampled_from(SIMILARITIES)),
+        link_by=draw(st.sampled_from(LINKED)),
+        P=draw(st.integers(1, 3)),
+        children=draw(st.integers(1, 3)),
+        frontier=draw(st.integers(4, 6)),
+        hops=draw(st.integers(0, 2)),
+    )
+    return index
+
+
+def positions(key, batch, tokens, documents):
+    """Positions of rows cut into random documents."""
+    cuts = jax.random.randint(key, (batch, documents), 0, tokens)
+    begins = (
+        jnp.zeros((batch, tokens), bool).at[jnp.arange(batch)[:, None], cuts].set(True)
+    )
+    place = jnp.arange(tokens)
+    start = jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
+    return (place - start).astype(jnp.int32)
+
+
+def window_view(position_BT, window_tokens, index):
+    return local.window(
+        position_BT,
+        window_tokens=window_tokens,
+        sink_tokens=index.sink_tokens,
+        key_block=index.C,
+    )
+
+
+def queries_and_keys(seed, shape, index, kinds):
+    """q_BTHK and k_BSGK; the keys of every coarsest chapter are one of `kinds`, so that equal ones tie to the last bit.
+
+    Args:
+        shape: (B, T, H, G, K).
+        kinds: different chapters a row; 0: all differ.
+    """
+    B, T, H, G, K = shape
+    random = np.random.default_rng(seed)
+    q_BTHK = random.normal(size=(B, T, H, K)).astype(np.float32)
+    k_BSGK = random.normal(size=(B, T, G, K)).astype(np.float32)
+    if kinds:
+        levels = 0 if index.route == "flat" else index.chapter_levels
+        span = index.C * index.chapter_bookmarks**levels
+        kind = random.integers(0, min(kinds, -(-T // span)), -(-T // span))
+        token = (kind[:, None] * span + np.arange(span)).reshape(-1)[:T]
+        k_BSGK = k_BSGK[:, np.minimum(token, T - 1)]
+    return jnp.asarray(q_BTHK), jnp.asarray(k_BSGK)
+
+
+def check_digest(point_RK, log_count_R, expected_RK, count_R):
+    """Compares points in any order: of two keys, rounding decides which is nearer their mean and so comes first."""
+
+    def in_order(point_RK, count_R):
+        rows = np.column_stack([point_RK, count_R])
+        return rows[np.lexsort((count_R, np.round(rows[:, 0], 4)))]
+
+    ours = in_order(point_RK, np.exp(log_count_R))
+    theirs = in_order(expected_RK, np.asarray(count_R))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def check_quotes(quote_R, point_RK, k_CK):
+    """Each quote is the key nearest to its point; rounding may decide which of two that are equally near."""
+    gap_RC = np.square(np.asarray(point_RK)[:, None] - np.asarray(k_CK)).sum(-1)
+    for quote, gap_C in zip(np.asarray(quote_R), gap_RC):
+        assert quote < 0 or gap_C[quote] <= gap_C.min() + 1e-5

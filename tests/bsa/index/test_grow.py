@@ -1,0 +1,102 @@
+"""An index that grew is the one that is built at once, to the last bit, however the keys came."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from bsa.index import grow
+from tests.bsa.index import cases
+
+T = 60
+append = jax.jit(grow.append, static_argnames="index")
+
+
+@functools.cache
+def empty(index, capacity_tokens, batch=2):
+    return grow.empty(batch, 2, 6, index, capacity_tokens=capacity_tokens)
+
+
+def used(bookmarks, num_tokens, index):
+    """The closed bookmarks, complete chapters and links, as a tree of arrays."""
+    num = num_tokens // index.C
+    chapters = []
+    for level, chapter in enumerate(bookmarks.chapters, 1):
+        size = num // index.chapter_bookmarks**level
+        if size:
+            chapters.append(jax.tree.map(lambda x, n=size: x[:, :, :n], chapter))
+    whole = dataclasses.replace(bookmarks, chapters=())
+    return jax.tree.map(lambda x: x[:, :, :num], whole), chapters
+
+
+def assert_same(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@settings(
+    max_examples=4,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+@given(
+    index=cases.indices(),
+    seed=st.integers(0, 999),
+    documents=st.integers(0, 2),
+    kinds=st.sampled_from([0, 4]),
+    spare_blocks=st.sampled_from([0, 7]),
+    chunks=st.lists(st.sampled_from([1, 1, 1, 13]), min_size=1, max_size=T),
+)
+def test_growing(index, seed, documents, kinds, spare_blocks, chunks):
+    q, k = cases.queries_and_keys(seed, (2, T, 4, 2, 6), index, kinds)
+    position = cases.positions(jax.random.key(seed), 2, T, documents)
+    view = cases.window_view(position, 2 * index.C, index)
+    grown = empty(index, T + spare_blocks * index.C)
+    taken = 0
+    for size in [*chunks, *[13, 1] * T]:
+        if taken + size > T:
+            continue
+        part = slice(taken, taken + size)
+        grown = append(grown, k[:, part], index=index, start_BS=view.start_BT[:, part])
+        taken += size
+    assert int(grown.num_tokens) == T and not grown.is_full
+    built = cases.build_index(k, index, view.start_BT)
+    assert_same(used(grown.bookmarks, T, index), used(built, T, index))
+
+    k_capacity = jnp.pad(k, ((0, 0), (0, spare_blocks * index.C), (0, 0), (0, 0)))
+    choice, scored = cases.search(q, k_capacity, grown.bookmarks, view, index=index)
+    choice_built, scored_built = cases.search(q, k, built, view, index=index)
+    np.testing.assert_array_equal(choice, choice_built)
+    np.testing.assert_array_equal(scored, scored_built)
+
+
+def test_keys_past_the_capacity_are_reported_and_not_taken():
+    index = dataclasses.replace(cases.BASE, route="graph", P=2)
+    _, k = cases.queries_and_keys(1, (2, 24, 4, 2, 6), index, 0)
+    grown = append(empty(index, 24), k[:, :21], index=index)
+    assert not grown.is_full
+    full = append(grown, k[:, :5], index=index)
+    assert full.is_full and int(full.num_tokens) == 21
+    assert_same(dataclasses.replace(full, is_full=grown.is_full), grown)
+    again = append(full, k[:, :1], index=index)
+    assert again.is_full
+    with pytest.raises(ValueError, match="capacity of 24"):
+        grow.append(grown, jnp.zeros((2, 25, 2, 6)), index)
+    with pytest.raises(ValueError, match="whole blocks"):
+        grow.empty(1, 1, 6, index, capacity_tokens=23)
+
+
+def test_a_block_is_no_bookmark_before_it_is_closed():
+    index = dataclasses.replace(cases.BASE, P=2)
+    _, k = cases.queries_and_keys(1, (2, 8, 4, 2, 6), index, 0)
+    grown = append(empty(index, 8), k[:, :3], index=index)
+    assert_same(grown.bookmarks, empty(index, 8).bookmarks)
+    grown = append(grown, k[:, 3:4], index=index)
+    built = cases.build_index(k[:, :4], index, None)
+    assert_same(used(grown.bookmarks, 4, index), used(built, 4, index))
