@@ -6,10 +6,14 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import reference, shapes, xla
+from pallas_kernels import mosaic_gpu, reference, shapes, xla
 from pallas_kernels.options import Options
 
-IMPLEMENTATIONS = {"reference": reference.attend, "xla": xla.attend}
+IMPLEMENTATIONS = {
+    "reference": reference.attend,
+    "xla": xla.attend,
+    "mosaic_gpu": mosaic_gpu.attend,
+}
 """Name -> `attend(q, k, v, selection, bias, segment_ids, options)`, best known by its file."""
 
 _logger = logging.getLogger(__name__)
