@@ -23,6 +23,8 @@ BLOCKS = (16, 32, 64, 128)
 """Query and key blocks that fill tiles, tokens."""
 WIDTHS = (64, 128, 256)
 """Head widths; smaller ones are padded with zeros."""
+MAX_LIST = 3072
+"""Entries of a list that fit in shared memory beside the tiles."""
 INSTEAD = "use implementation='xla' (any device) or 'reference' (small inputs)"
 
 
@@ -106,7 +108,11 @@ def _attend(static, differentiated, others):
     if selection.key_block > sizes.keys:
         selection, bias_BGTJ = _halve_blocks(selection, bias_BGTJ)
     # Lists end at whole tiles, and start at multiples of 128 bytes.
-    J = _round_up(selection.block_id_BGQJ.shape[-1], max(32, sizes.keys // 16))
+    J = _round_up(selection.block_id_BGQJ.shape[-1], 32)
+    if J > MAX_LIST:
+        raise NotImplementedError(
+            f"mosaic_gpu has lists of at most {MAX_LIST} entries, not J={J}: {INSTEAD}"
+        )
     Q, C = selection.count_BGQ.shape[-1], selection.key_block
     plan = mosaic_gpu_plan.Plan(
         B=B,
@@ -134,7 +140,7 @@ def _attend(static, differentiated, others):
     mask_BGQJ = selection.token_mask_BGQJ
     if plan.has_mask:
         mask_BGQJ = jax.lax.bitcast_convert_type(mask_BGQJ, jnp.int32)
-    operands = mosaic_gpu_forward.Operands(
+    operands = mosaic_gpu_plan.Operands(
         q_BTHK=_pad(q_BTHK, {1: tokens, 3: width}),
         k_BSGK=_pad(k_BSGK, {1: keys, 3: width}),
         v_BSGK=_pad(v_BSGK, {1: keys, 3: width}),

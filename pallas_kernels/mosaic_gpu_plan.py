@@ -1,4 +1,4 @@
-"""What a Mosaic GPU kernel knows while it is traced: sizes, rules, and where a row belongs.
+"""What a Mosaic GPU kernel knows while it is traced: sizes, rules, and where a tile belongs.
 
 The rows of a list are its query tokens times the H/G query heads that share it, head after
 head: row r is token r % query_block of head r // query_block. A *part* is 64 of them, the
@@ -7,8 +7,11 @@ rows of one tensor core instruction and the work of one consumer warpgroup.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
 
 from pallas_kernels import tiles
 
@@ -80,3 +83,69 @@ class Plan:
     def blocks(self):
         """Key blocks that a key tile gathers."""
         return self.tiles.keys // self.key_block
+
+    @property
+    def is_scaled(self):
+        """Whether logits are scaled before the softmax, and not by its multiplication."""
+        return self.score_mod is not None or self.has_bias or self.scale <= 0
+
+
+class Operands(NamedTuple):
+    """What the kernel reads, in device memory; padded. None: not part of this call.
+
+    `bias_rows`, [B, G, Q, J, rows], and `segment_rows`, [B, Q, rows], hold what belongs to
+    the rows of `token_parts` parts: the tokens of a query block, repeated to fill a part.
+    """
+
+    q_BTHK: Any
+    k_BSGK: Any
+    v_BSGK: Any
+    block_id_BGQJ: Any
+    count_BGQ: Any
+    offset_2: Any  # of queries, of keys
+    token_mask_BGQJ: Any = None  # int32
+    bias_rows: Any = None
+    segment_rows: Any = None
+    segment_key_BS: Any = None
+
+
+class Place(NamedTuple):
+    """A tile's place: batch, key/value head, query block, first part; key tiles to read."""
+
+    b: Any
+    g: Any
+    i: Any
+    part: Any
+    count: Any
+    steps: Any
+
+
+def locate(plan, inputs, team):
+    """The place of a team's tile. Late query blocks, whose lists are long, come first."""
+    # The last thread block may have a team too many: it repeats the last tile.
+    tile = lax.axis_index("program") * plan.tiles.teams + team
+    tile = jnp.minimum(tile, plan.num_tiles - 1)
+    rest, part = divide(tile, plan.list_tiles)
+    rest, i = divide(rest, plan.Q)
+    b, g = divide(rest, plan.G)
+    i = plan.Q - 1 - i
+    count = inputs.count_BGQ[b, g, i]
+    steps = lax.div(count + (plan.blocks - 1), jnp.int32(plan.blocks))
+    return Place(b, g, i, part * plan.tiles.parts, count, steps)
+
+
+def divide(x, y):
+    """Quotient and remainder of what isn't negative."""
+    y = jnp.int32(y)
+    return lax.div(x, y), lax.rem(x, y)
+
+
+def head_slices(plan, place, part):
+    """For each head of a part: rows of the part, tokens, head of the group, is it real."""
+    slices = []
+    for first in range(0, PART, plan.head_rows):
+        head, token = divide(part * PART + first, plan.query_block)
+        tokens = pl.ds(place.i * plan.query_block + token, plan.head_rows)
+        rows = pl.ds(first, plan.head_rows)
+        slices.append((rows, tokens, head, head < plan.heads))
+    return slices

@@ -46,27 +46,45 @@ def test_compiles(mesh, case):
     assert "mosaic_gpu" in text
 
 
-def test_a_million_tokens_need_little_memory_besides_their_own(mesh):
-    T, H, G, K, J, block = 2**20, 16, 4, 128, 96, 16
+def _shape(dtype, *sizes):
+    return jax.ShapeDtypeStruct(sizes, dtype)
 
-    def shape(dtype, *sizes):
-        return jax.ShapeDtypeStruct(sizes, dtype)
 
+def _compile(mesh, T, K, J, block, bias=False):
+    """Compiles a call of 16 query heads in 4 groups whose tokens choose for themselves."""
+    H, G = 16, 4
     lists = (1, G, T // block)
     selection = BlockSelection(
-        shape(jnp.int32, *lists, J),
-        shape(jnp.int32, *lists),
-        shape(jnp.uint32, *lists, J),
+        _shape(jnp.int32, *lists, J),
+        _shape(jnp.int32, *lists),
+        _shape(jnp.uint32, *lists, J),
         block,
         block,
     )
-    q_BTHK = shape(jnp.bfloat16, 1, T, H, K)
-    k_BSGK = shape(jnp.bfloat16, 1, T, G, K)
+    q_BTHK = _shape(jnp.bfloat16, 1, T, H, K)
+    k_BSGK = _shape(jnp.bfloat16, 1, T, G, K)
+    bias_BGTJ = _shape(jnp.float32, 1, G, T, J) if bias else None
 
-    def attend(*arrays):
+    def attend(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ):
         return block_sparse_attention(
-            *arrays, scale=K**-0.5, implementation="mosaic_gpu"
+            q_BTHK,
+            k_BSGK,
+            v_BSGK,
+            selection,
+            scale=K**-0.5,
+            bias_BGTJ=bias_BGTJ,
+            implementation="mosaic_gpu",
         )
 
-    compiled = h100.compile_for(mesh, attend, q_BTHK, k_BSGK, k_BSGK, selection)
+    arrays = (q_BTHK, k_BSGK, k_BSGK, selection, bias_BGTJ)
+    return h100.compile_for(mesh, attend, *arrays)
+
+
+def test_a_million_tokens_need_little_memory_besides_their_own(mesh):
+    compiled = _compile(mesh, T=2**20, K=128, J=96, block=16)
     assert compiled.memory_analysis().temp_size_in_bytes < 2**28
+
+
+@pytest.mark.parametrize(("K", "block"), [(128, 16), (128, 32), (256, 16), (256, 32)])
+def test_the_longest_lists_fit_in_shared_memory(mesh, K, block):
+    _compile(mesh, T=2**16, K=K, J=mosaic_gpu.MAX_LIST, block=block, bias=True)

@@ -124,6 +124,7 @@ def test_calls_that_the_kernel_lacks_are_refused():
     _refused("not K=320", change(CASE, K=320))
     _refused("not query_block=8", change(CASE, query_block=8))
     _refused("not key_block=24", change(CASE, key_block=24))
+    _refused("not J=4096", change(CASE, J=4096))
     slope_H = jnp.ones(CASE.H)
     _refused(
         "arrays that score_mod closes over",
