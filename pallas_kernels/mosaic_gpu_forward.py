@@ -135,9 +135,12 @@ def _consume(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers, warpgro
 def _multiply_add(plan, acc, x, y_ref, meanwhile):
     """acc + x @ y on the tensor cores; `meanwhile` runs while they work."""
     if plan.interpreted:
-        # Interpret mode has neither `run_state` nor an operand in registers.
+        # Interpret mode has neither `run_state` nor an operand in registers. Unlike the
+        # tensor cores' reads, this one isn't ordered before the copy that comes next.
         meanwhile()
-        return acc + jnp.dot(x, y_ref[...], preferred_element_type=jnp.float32)
+        y = y_ref[...]
+        plgpu.commit_smem()
+        return acc + jnp.dot(x, y, preferred_element_type=jnp.float32)
 
     def multiply_add(acc_ref):
         plgpu.wgmma(acc_ref, x, y_ref)
@@ -179,6 +182,7 @@ def _attend(plan, q_ref, shared, barriers, team, offset, steps, weigh):
             plgpu.barrier_arrive(barriers.k_free.at[slot])
         pieces = weigh(slot=slot, entry=step * plan.blocks, s=s)
         if keep_stage:
+            plgpu.commit_smem()  # Orders what was read before the copy that comes next.
             plgpu.barrier_arrive(barriers.k_free.at[slot])
 
         largest = functools.reduce(jnp.maximum, pieces).max(axis=1) * to_bits

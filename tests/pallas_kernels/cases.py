@@ -127,6 +127,8 @@ CASES = (
     Case(
         "blocks_128_128", query_block=128, key_block=128, T=140, S=260, J=2, bias=True
     ),
+    Case("long_lists", T=48, S=700, J=40, causal=False),
+    Case("long_lists_of_many_rows", H=4, query_block=32, S=700, J=40, query_offset=600),
     Case("empty_lists", B=2, empty=0.5),
     Case("all_lists_empty", empty=1.0),
     Case("every_row_before_its_keys", key_offset=100),

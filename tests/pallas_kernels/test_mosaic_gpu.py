@@ -1,12 +1,14 @@
 """What `mosaic_gpu` promises beyond agreeing with the oracle; interpreted without a card."""
 
 import dataclasses
+import functools
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import block_sparse_attention, dispatch, mosaic_gpu
 from pallas_kernels.options import Options
@@ -106,6 +108,28 @@ def test_scale_of_any_sign(scale):
     np.testing.assert_allclose(
         np.asarray(out, np.float32), np.asarray(expected, np.float32), atol=2e-2
     )
+
+
+RACED = {"J": 40, "S": 700, "T": 32, "dtype": "bfloat16", "causal": False}
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="sees no races before 0.12")
+@pytest.mark.parametrize(
+    "case",
+    [
+        cases.Case("teams", **RACED),
+        cases.Case("turns", H=4, query_block=32, **RACED),
+        cases.Case("bias_and_segments", bias=True, segments=2, **RACED),
+    ],
+    ids=str,
+)
+def test_stages_are_reused_without_races(monkeypatch, case):
+    interpret = plgpu.InterpretGPUParams(detect_races=True)
+    attend = functools.partial(mosaic_gpu.attend, interpret=interpret)
+    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "mosaic_gpu", attend)
+    inputs = cases.make_inputs(case)
+    out = jax.jit(lambda inputs: cases.attend(case, inputs, "mosaic_gpu"))(inputs)[0]
+    assert jnp.isfinite(out).all()
 
 
 def _refused(match, case=CASE, **options):
