@@ -6,9 +6,13 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import options, reference, shapes, xla
+from pallas_kernels import mosaic_gpu, options, reference, shapes, xla
 
-IMPLEMENTATIONS = {"reference": reference.attend, "xla": xla.attend}
+IMPLEMENTATIONS = {
+    "reference": reference.attend,
+    "xla": xla.attend,
+    "mosaic_gpu": mosaic_gpu.attend,
+}
 """Name -> `attend(q, k, v, selection, bias, segment_ids, options)`, best known by its file."""
 
 _logger = logging.getLogger(__name__)

@@ -1,11 +1,31 @@
-"""Float32 means float32 in these tests: no TF32 or bfloat16 passes inside a matmul."""
+"""Float32 means float32 in these tests, and a kernel without its device is interpreted."""
+
+import functools
+import os
 
 import jax
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import IMPLEMENTATIONS, mosaic_gpu
+
+# An interpreted warpgroup holds a thread of XLA's pool while it waits for another one: with
+# a thread a core they can starve each other, and the test hangs.
+os.environ.setdefault("PJRT_NPROC", "32")
 
 
 @pytest.fixture(autouse=True)
 def full_precision():
-    """Applies to the oracle and to what is compared with it alike."""
+    """No TF32 or bfloat16 passes inside a matmul, in the oracle and in what meets it."""
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def interpreted_kernels(monkeypatch):
+    """Lets `mosaic_gpu` run anywhere; on a Hopper GPU it is compiled."""
+    if not mosaic_gpu.is_hopper(jax.devices()[0]):
+        interpreted = functools.partial(
+            mosaic_gpu.attend, interpret=plgpu.InterpretGPUParams()
+        )
+        monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_gpu", interpreted)

@@ -12,8 +12,9 @@ SCALE = 0.25
 CASE = cases.Case(
     "properties", B=2, T=53, S=53, H=4, G=2, token_mask=True, bias=True, empty=0.2
 )
+# `test_mosaic_gpu` proves what can be proved without float32 operands.
 every_implementation = pytest.mark.parametrize(
-    "implementation", sorted(IMPLEMENTATIONS)
+    "implementation", sorted(set(IMPLEMENTATIONS) - {"mosaic_gpu"})
 )
 
 

@@ -1,0 +1,90 @@
+"""Kernels compile for an H100, without one: layouts, shared memory and registers fit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import BlockSelection, block_sparse_attention, dispatch, mosaic_gpu
+from tests.pallas_kernels import cases, h100
+
+BIG = {"T": 256, "S": 256, "H": 8, "G": 2, "dtype": "bfloat16"}
+CASES = (
+    cases.Case("blocks_of_128", K=128, query_block=128, key_block=128, **BIG),
+    cases.Case("tokens_choose", K=128, token_mask=True, **BIG),
+    cases.Case("two_parts", K=128, query_block=32, token_mask=True, **BIG),
+    cases.Case("width_64", K=64, query_block=32, key_block=32, **BIG),
+    cases.Case("width_256", K=256, query_block=64, key_block=128, **BIG),
+    cases.Case("one_part_of_256", K=256, **BIG),
+    cases.Case("bias_and_segments", K=128, bias=True, segments=2, **BIG),
+    cases.Case("mods", K=128, score_mod="alibi", mask_mod="per_head", **BIG),
+    cases.Case("softcap", K=128, score_mod="softcap", mask_mod="window", **BIG),
+    cases.Case("score_of_batch", K=128, score_mod="batch_parity", **BIG),
+)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return h100.mesh()
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch):
+    compiled = functools.partial(mosaic_gpu.attend, interpret=False)
+    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "mosaic_gpu", compiled)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_compiles(mesh, case):
+    inputs = cases.make_inputs(case)
+
+    def attend(*inputs):
+        return cases.attend(case, cases.Inputs(*inputs), "mosaic_gpu")
+
+    text = h100.compile_for(mesh, attend, *inputs).as_text()
+    assert "mosaic_gpu" in text
+
+
+def _shape(dtype, *sizes):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def _compile(mesh, T, K, J, block, bias=False):
+    """Compiles a call of 16 query heads in 4 groups whose tokens choose for themselves."""
+    H, G = 16, 4
+    lists = (1, G, T // block)
+    selection = BlockSelection(
+        _shape(jnp.int32, *lists, J),
+        _shape(jnp.int32, *lists),
+        _shape(jnp.uint32, *lists, J),
+        block,
+        block,
+    )
+    q_BTHK = _shape(jnp.bfloat16, 1, T, H, K)
+    k_BSGK = _shape(jnp.bfloat16, 1, T, G, K)
+    bias_BGTJ = _shape(jnp.float32, 1, G, T, J) if bias else None
+
+    def attend(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ):
+        return block_sparse_attention(
+            q_BTHK,
+            k_BSGK,
+            v_BSGK,
+            selection,
+            scale=K**-0.5,
+            bias_BGTJ=bias_BGTJ,
+            implementation="mosaic_gpu",
+        )
+
+    arrays = (q_BTHK, k_BSGK, k_BSGK, selection, bias_BGTJ)
+    return h100.compile_for(mesh, attend, *arrays)
+
+
+def test_a_million_tokens_need_little_memory_besides_their_own(mesh):
+    compiled = _compile(mesh, T=2**20, K=128, J=96, block=16)
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**28
+
+
+@pytest.mark.parametrize(("K", "block"), [(128, 16), (128, 32), (256, 16), (256, 32)])
+def test_the_longest_lists_fit_in_shared_memory(mesh, K, block):
+    _compile(mesh, T=2**16, K=K, J=mosaic_gpu.MAX_LIST, block=block, bias=True)

@@ -1,0 +1,171 @@
+"""What `mosaic_gpu` promises beyond agreeing with the oracle; interpreted without a card."""
+
+import dataclasses
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import block_sparse_attention, dispatch, mosaic_gpu
+from pallas_kernels.options import Options
+from tests.pallas_kernels import cases
+
+CASE = cases.Case(
+    "mosaic_gpu", T=53, S=53, H=4, G=2, dtype="bfloat16", token_mask=True, empty=0.2
+)
+
+
+def _attend(inputs, case=CASE):
+    return jax.jit(lambda inputs: cases.attend(case, inputs, "mosaic_gpu"))(inputs)
+
+
+def test_future_keys_change_no_bit_of_the_past():
+    inputs, cut = cases.make_inputs(CASE), 29
+    future_S = (jnp.arange(CASE.S) > cut)[:, None, None]
+    before = _attend(inputs)
+    after = _attend(
+        inputs._replace(
+            k_BSGK=jnp.where(future_S, 7 - inputs.k_BSGK, inputs.k_BSGK),
+            v_BSGK=jnp.where(future_S, 1000, inputs.v_BSGK),
+        )
+    )
+    np.testing.assert_array_equal(before[0][:, : cut + 1], after[0][:, : cut + 1])
+    np.testing.assert_array_equal(before[1][..., : cut + 1], after[1][..., : cut + 1])
+    assert (before[0][:, cut + 1 :] != after[0][:, cut + 1 :]).any()
+
+
+def test_what_no_token_reads_may_hold_anything():
+    """Blocks that aren't listed for anyone may hold NaN."""
+    case = cases.Case("unread", T=32, S=96, J=1, dtype="bfloat16", causal=False)
+    inputs = cases.make_inputs(case)
+    listed_N = np.zeros(6, bool)
+    block_id = np.asarray(inputs.selection.block_id_BGQJ)
+    listed_N[block_id[block_id >= 0]] = True
+    unread_S = ~np.repeat(listed_N, 16)[:, None, None]
+    assert unread_S.any()
+    spoilt = inputs._replace(
+        k_BSGK=jnp.where(unread_S, jnp.nan, inputs.k_BSGK),
+        v_BSGK=jnp.where(unread_S, jnp.nan, inputs.v_BSGK),
+    )
+    for actual, expected in zip(_attend(spoilt, case), _attend(inputs, case)):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_lists_in_any_order_agree():
+    inputs = cases.make_inputs(dataclasses.replace(CASE, empty=0.0))
+    selection = inputs.selection
+    order_BGQJ = jnp.argsort(
+        jnp.where(
+            jnp.arange(CASE.J) < selection.count_BGQ[..., None],
+            -selection.block_id_BGQJ,
+            CASE.S,
+        )
+    )
+    turned = dataclasses.replace(
+        selection,
+        block_id_BGQJ=jnp.take_along_axis(selection.block_id_BGQJ, order_BGQJ, -1),
+        token_mask_BGQJ=jnp.take_along_axis(selection.token_mask_BGQJ, order_BGQJ, -1),
+    )
+    expected = _attend(inputs)
+    for actual, x in zip(_attend(inputs._replace(selection=turned)), expected):
+        np.testing.assert_allclose(
+            np.asarray(actual, np.float32), np.asarray(x, np.float32), atol=2e-2
+        )
+
+
+def test_traced_offsets_equal_static_offsets():
+    inputs = cases.make_inputs(CASE)
+
+    def attend(query_offset, key_offset):
+        return block_sparse_attention(
+            *inputs[:3],
+            inputs.selection,
+            scale=0.25,
+            query_offset=query_offset,
+            key_offset=key_offset,
+            implementation="mosaic_gpu",
+        )
+
+    static = jax.jit(lambda: attend(40, 25))()
+    traced = jax.jit(attend)(jnp.int32(40), jnp.int32(25))
+    for x, y in zip(traced, static):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_scale_of_any_sign(scale):
+    inputs = cases.make_inputs(CASE)
+    out, expected = (
+        block_sparse_attention(
+            *inputs[:3], inputs.selection, scale=scale, implementation=name
+        )[0]
+        for name in ("mosaic_gpu", "reference")
+    )
+    np.testing.assert_allclose(
+        np.asarray(out, np.float32), np.asarray(expected, np.float32), atol=2e-2
+    )
+
+
+RACED = {"J": 40, "S": 700, "T": 32, "dtype": "bfloat16", "causal": False}
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="sees no races before 0.12")
+@pytest.mark.parametrize(
+    "case",
+    [
+        cases.Case("teams", **RACED),
+        cases.Case("turns", H=4, query_block=32, **RACED),
+        cases.Case("bias_and_segments", bias=True, segments=2, **RACED),
+    ],
+    ids=str,
+)
+def test_stages_are_reused_without_races(monkeypatch, case):
+    interpret = plgpu.InterpretGPUParams(detect_races=True)
+    attend = functools.partial(mosaic_gpu.attend, interpret=interpret)
+    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "mosaic_gpu", attend)
+    inputs = cases.make_inputs(case)
+    out = jax.jit(lambda inputs: cases.attend(case, inputs, "mosaic_gpu"))(inputs)[0]
+    assert jnp.isfinite(out).all()
+
+
+def _refused(match, case=CASE, **options):
+    """Asserts that a call raises NotImplementedError that says what to use instead."""
+    inputs = cases.make_inputs(case)
+    with pytest.raises(NotImplementedError, match=match) as refusal:
+        dispatch.IMPLEMENTATIONS["mosaic_gpu"](
+            *inputs[:3], inputs.selection, None, None, Options(scale=1.0, **options)
+        )
+    assert "implementation='xla'" in str(refusal.value)
+
+
+def test_calls_that_the_kernel_lacks_are_refused():
+    change = dataclasses.replace
+    _refused("not float32", change(CASE, dtype="float32"))
+    _refused("not K=320", change(CASE, K=320))
+    _refused("not query_block=8", change(CASE, query_block=8))
+    _refused("not key_block=24", change(CASE, key_block=24))
+    _refused("not J=4096", change(CASE, J=4096))
+    slope_H = jnp.ones(CASE.H)
+    _refused(
+        "arrays that score_mod closes over",
+        score_mod=lambda s, b, h, q_id, k_id: s * slope_H[h],
+    )
+
+
+def test_other_devices_are_refused_by_name():
+    ampere = types.SimpleNamespace(
+        platform="gpu", device_kind="NVIDIA A100", compute_capability="8.0"
+    )
+    hopper = types.SimpleNamespace(platform="gpu", compute_capability="9.0")
+    assert mosaic_gpu.is_hopper(hopper) and not mosaic_gpu.is_hopper(ampere)
+    if not mosaic_gpu.is_hopper(jax.devices()[0]):
+        inputs = cases.make_inputs(CASE)
+        with pytest.raises(NotImplementedError, match=jax.devices()[0].device_kind):
+            mosaic_gpu.attend(
+                *inputs[:3], inputs.selection, None, None, Options(scale=1.0)
+            )
+    assert dispatch.choose("gpu") != "mosaic_gpu"
