@@ -4,7 +4,8 @@ Command: python -m bsa.main --config=configs/small.py:bookmark --workdir=runs/sm
     (or :window, :dense). Only the last layer of each four differs: a bookmark layer, a window that reads as many
     tokens, or dense attention.
 Hardware: one H100
-Expected: not run yet
+Expected: 2 minutes of training, 4 in all; bookmark 0.906 and window 0.885 held-out bits per byte, passkeys as in the README
+    (2026-11-22, commits 18ccd74 and 651a552, the window then 672 tokens; dense not run to its end)
 """
 
 from configs import base

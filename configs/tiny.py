@@ -2,7 +2,7 @@
 
 Command: python -m bsa.main --config=configs/tiny.py --workdir=runs/tiny
 Hardware: any; 2 CPU cores
-Expected: not run yet
+Expected: 2.6 held-out bits per byte after 4 minutes (2026-11-22)
 """
 
 from configs import base
@@ -27,7 +27,7 @@ def get_config():
     config.index.update(J=20, A=2)
     config.data.update(B=8, T=1024)
     config.train.update(
-        steps=300, learning_rate=4e-3, warmup_steps=30, evaluate_every_steps=100
+        steps=250, learning_rate=4e-3, warmup_steps=30, evaluate_every_steps=100
     )
     config.train.update(checkpoint_every_steps=100)
     config.evaluation.update(
