@@ -22,7 +22,7 @@ class Decoder(nn.Module):
         x_BTD = embedding_VD[token_BT].astype(m.dtype)
         scanned = nn.scan(
             Group,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=m.L // len(m.pattern),
@@ -86,3 +86,28 @@ def apply(params, token_BT, segment_id_BT, position_BT, model: settings.ModelSet
     return Decoder(model).apply(
         {"params": params}, token_BT, segment_id_BT, position_BT
     )
+
+
+def queries_and_keys(
+    params, token_BT, segment_id_BT, position_BT, model: settings.ModelSettings
+):
+    """What the attention layers compare, for those who study an index on a model's own keys; pure.
+
+    Returns:
+        A dict with one entry for each letter of the pattern ("3_b"): q_BTHK and k_BSGK as attention gets them, each
+        with a leading axis of the pattern's repetitions.
+    """
+    _, variables = Decoder(model).apply(
+        {"params": params},
+        token_BT,
+        segment_id_BT,
+        position_BT,
+        mutable=["intermediates"],
+    )
+    return {
+        name.removeprefix("layer_"): (
+            layer["attention"]["query"][0],
+            layer["attention"]["key"][0],
+        )
+        for name, layer in variables["intermediates"]["groups"].items()
+    }

@@ -48,6 +48,8 @@ class Attention(nn.Module):
         if m.positions[self.layer] == "r":
             q_BTHK = rope.rotate(q_BTHK, position_BT, m.rope_theta)
             k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta)
+        self.sow("intermediates", "query", q_BTHK)
+        self.sow("intermediates", "key", k_BSGK)
         out_BTHK, figures = attention.attend(
             q_BTHK, k_BSGK, v_BSGK, segment_id_BT, position_BT, m, self.layer
         )
