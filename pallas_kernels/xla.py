@@ -23,8 +23,9 @@ STEP_BYTES = {"cpu": 4 * 2**20}
 of 4 MiB run forward and backward in half the time of 16 MiB (2 cores, 2026-11-22)."""
 
 DEFAULT_STEP_BYTES = 64 * 2**20
-"""The same for other platforms. An H100 is 5 % slower at 16 MiB and 7 % faster at 256 MiB,
-but a backward step holds about five arrays of this size (32K tokens, 2026-11-22)."""
+"""The same for other platforms. Forward and backward at 32K tokens, an H100 was 13 %
+slower at 16 MiB and 5 % faster at 256 MiB (one run, 2026-11-22), but a backward step holds
+about five arrays of this size."""
 
 
 class _Keys(NamedTuple):
