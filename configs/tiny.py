@@ -2,7 +2,7 @@
 
 Command: python -m bsa.main --config=configs/tiny.py --workdir=runs/tiny
 Hardware: any; 2 CPU cores
-Expected: 2.6 held-out bits per byte after 4 minutes (2026-11-22)
+Expected: 2.6 held-out bits per byte after 4 minutes (2026-11-22, commit d13709b)
 """
 
 from configs import base
