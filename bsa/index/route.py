@@ -147,6 +147,7 @@ def _find_along(q, bookmarks, low, high, index):
                     id_X,
                     low,
                     high,
+                    frontier=index.frontier,
                     hops=index.hops,
                 )
                 scored += more

@@ -37,7 +37,7 @@ def _expected_rows(block_id_QJ, count_Q, N):
     return rows
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(sizes, st.integers(1, 12), st.booleans(), st.integers(0, 2**20))
 def test_rows_are_those_of_a_walk_over_the_lists(sizes, N, sink, seed):
     block_id, count = _draw_lists(seed, *sizes, N, sink)
@@ -51,7 +51,7 @@ def test_rows_are_those_of_a_walk_over_the_lists(sizes, N, sink, seed):
         assert (entry[place][first[place][-1] :] == -1).all()
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(
     sizes, st.integers(1, 12), st.integers(1, 5), st.booleans(), st.integers(0, 2**20)
 )

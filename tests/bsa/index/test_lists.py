@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bsa.index import local, metrics, reference, unite
 from tests.bsa.index import cases
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     key_block=st.sampled_from([2, 4, 8]),

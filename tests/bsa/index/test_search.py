@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bsa.index import link, reference, reference_search
@@ -14,16 +14,25 @@ from bsa.index.settings import DIGESTS
 from tests.bsa.index import cases
 
 T, WINDOW_BLOCKS = 64, 2
-quick = settings(
-    max_examples=15,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[
-        Phase.explicit,
-        Phase.reuse,
-        Phase.generate,
-    ],  # a shrink compiles for minutes
+quick = settings(max_examples=15)
+
+NARROW = dataclasses.replace(
+    cases.BASE,
+    R=3,
+    query_pool="heads",
+    route="graph",
+    chapter_bookmarks=2,
+    chapter_levels=3,
+    chapter_R=1,
+    beam=1,
+    P=3,
+    children=1,
+    similarity="pearson",
+    link_by="points",
+    frontier=6,
+    hops=2,
 )
+"""Finds fewer bookmarks by chapters than its frontier holds."""
 
 
 def indexed(seed, index, documents, kinds, tokens=T):
@@ -46,6 +55,7 @@ def lists(array):
     documents=st.integers(0, 2),
     kinds=st.sampled_from([0, 1, 4]),
 )
+@example(index=NARROW, seed=623, documents=2, kinds=0)
 def test_index_and_choices(index, seed, documents, kinds):
     q, k, bookmarks, view = indexed(seed, index, documents, kinds)
     choice_BGTA, scored_BGT = cases.search(q, k, bookmarks, view, index=index)
