@@ -1,8 +1,10 @@
-"""Generated cases are the same in every run; `--hypothesis-profile=explore` draws new ones."""
+"""For all tests: generated cases are the same in every run; `--hypothesis-profile=explore` draws new ones."""
 
+import jax
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-# A shrink compiles for minutes, a new shape takes as long as ten old ones.
+# No shrinking: every new shape compiles for seconds.
 COMMON = {
     "deadline": None,
     "suppress_health_check": list(HealthCheck),
@@ -11,3 +13,10 @@ COMMON = {
 settings.register_profile("same", derandomize=True, **COMMON)
 settings.register_profile("explore", print_blob=True, **COMMON)
 settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_compiled_code():
+    """Each program that XLA compiled keeps memory maps; thousands of them in one process crash it."""
+    yield
+    jax.clear_caches()
