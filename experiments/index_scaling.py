@@ -37,10 +37,12 @@ def settings_for(route_name, tokens):
     index = dataclasses.replace(
         settings.from_config(base.get_config()).model.index,
         route=route_name,
-        chapter_bookmarks=32,
-        chapter_R=8,
+        chapter_bookmarks=64,
+        chapter_R=16,
+        beam=16,
         P=8 if route_name == "graph" else 0,
         children=16,
+        frontier=64,
     )
     num, levels = tokens // index.C // index.chapter_bookmarks, 1
     while num > COARSEST:
