@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def trained_keys(config: str, workdir: pathlib.Path) -> dict:
-    """q_THK and k_TGK, float16, of the last bookmark layer on the first held-out row."""
+    """q_THK and k_TGK, float16, of the last bookmark layer on the first held-out row, and text_T, its bytes."""
     spec = importlib.util.spec_from_file_location("config", config)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -73,8 +73,9 @@ def trained_keys(config: str, workdir: pathlib.Path) -> dict:
     layers = decoder.queries_and_keys(params, *inputs, run.model)
     q, k = layers[max(name for name in layers if name.endswith("b"))]
     return {
-        name: np.asarray(x[-1, 0], np.float16)
-        for name, x in (("q_THK", q), ("k_TGK", k))
+        "q_THK": np.asarray(q[-1, 0], np.float16),
+        "k_TGK": np.asarray(k[-1, 0], np.float16),
+        "text_T": np.asarray(batch["token_BT"][0], np.uint8),
     }
 
 
