@@ -24,7 +24,7 @@ class GrowingIndex:
         bookmarks: arrays of the full capacity; entries past the closed bookmarks and complete chapters mean nothing,
             and no search looks at them.
         open_BCGK: keys of the block that is not yet closed.
-        num_tokens: int32, tokens so far, the same in all rows.
+        num_tokens: int32, tokens so far, the same in all rows; or one number a row, see `per_row`.
         is_full: bool, whether keys came that found no room. They, and all keys after them, were not taken.
     """
 
@@ -67,12 +67,43 @@ def empty(
     )
 
 
+def per_row(grown: GrowingIndex) -> GrowingIndex:
+    """The index with a length of its own for each row, as `append_rows` wants it."""
+    B = grown.open_BCGK.shape[0]
+    return dataclasses.replace(
+        grown,
+        num_tokens=jnp.broadcast_to(grown.num_tokens, B),
+        is_full=jnp.broadcast_to(grown.is_full, B),
+    )
+
+
+def append_rows(
+    grown: GrowingIndex, k_BSGK, count_B, index: settings.IndexSettings
+) -> GrowingIndex:
+    """Takes the first `count` of S keys, in each row as many as are its own; rows are one document each."""
+    arrays = (grown.bookmarks, grown.open_BCGK)
+
+    def of_row(arrays, num_tokens, is_full, k_SGK, count):
+        arrays = jax.tree.map(lambda x: x[None], arrays)
+        row = GrowingIndex(*arrays, num_tokens, is_full)
+        row = append(row, k_SGK[None], index, count=count)
+        arrays = jax.tree.map(lambda x: x[0], (row.bookmarks, row.open_BCGK))
+        return GrowingIndex(*arrays, row.num_tokens, row.is_full)
+
+    return jax.vmap(of_row)(arrays, grown.num_tokens, grown.is_full, k_BSGK, count_B)
+
+
 def append(
-    grown: GrowingIndex, k_BSGK, index: settings.IndexSettings, start_BS=None
+    grown: GrowingIndex,
+    k_BSGK,
+    index: settings.IndexSettings,
+    start_BS=None,
+    count=None,
 ) -> GrowingIndex:
     """Takes the keys of the next S tokens.
 
     Args:
+        count: int32, how many of the keys there are; what follows them is padding. None: all S.
         start_BS: int32, place in the row where each token's document begins; None: one document a row.
     Returns:
         The index with them; with `is_full` set and nothing else changed if they do not all fit.
@@ -86,7 +117,7 @@ def append(
         raise ValueError(
             f"S={S} tokens for an index with a capacity of {capacity * C}: make a larger one"
         )
-    num_tokens = grown.num_tokens + S
+    num_tokens = grown.num_tokens + (S if count is None else count)
     is_full = grown.is_full | (num_tokens > capacity * C)
 
     # The open block, the chunk, and room to the end of the last block that the chunk can touch.

@@ -88,6 +88,30 @@ def apply(params, token_BT, segment_id_BT, position_BT, model: settings.ModelSet
     )
 
 
+def apply_layers(params, token_BT, position_BT, model: settings.ModelSettings, attends):
+    """`apply` to tokens of one document a row, with each layer's attention given; layers are not scanned. Pure.
+
+    Args:
+        attends: for each of the L layers a function with the signature of `attention.attend`, for those who keep keys
+            and values; it gets no segments, and what it returns beside its output is handed on.
+    Returns:
+        hidden_BTD, and a list of what the layers' attention handed on.
+    """
+    shapes.check(token_BT=token_BT, position_BT=position_BT)
+    x_BTD = params["embedding_VD"][token_BT].astype(model.dtype)
+    handed = []
+    for layer, attend in enumerate(attends):
+        repetition, letter = divmod(layer, len(model.pattern))
+        stacked = params["groups"][f"layer_{letter}_{model.pattern[letter]}"]
+        own = jax.tree.map(lambda x, i=repetition: x[i], stacked)
+        x_BTD, more = layers.Layer(model, letter, attend).apply(
+            {"params": own}, x_BTD, None, position_BT
+        )
+        handed.append(more)
+    norm = layers.Norm(model.norm_eps)
+    return norm.apply({"params": params["final_norm"]}, x_BTD), handed
+
+
 def queries_and_keys(
     params, token_BT, segment_id_BT, position_BT, model: settings.ModelSettings
 ):

@@ -1,5 +1,7 @@
 """Parameters of the decoder in thin linen modules; the maths is in `attention`, `rope` and the functions below."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,10 +26,11 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections of one attention layer around `attention.attend`."""
+    """Projections of one attention layer around `attend`, which has the signature of `attention.attend`."""
 
     model: settings.ModelSettings
     layer: int
+    attend: Callable = attention.attend
 
     @nn.compact
     def __call__(self, x_BTD, segment_id_BT, position_BT):
@@ -50,7 +53,7 @@ class Attention(nn.Module):
             k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta)
         self.sow("intermediates", "query", q_BTHK)
         self.sow("intermediates", "key", k_BSGK)
-        out_BTHK, figures = attention.attend(
+        out_BTHK, figures = self.attend(
             q_BTHK, k_BSGK, v_BSGK, segment_id_BT, position_BT, m, self.layer
         )
         out_init = nn.initializers.normal(INITIAL_STD / (2 * m.L) ** 0.5)
@@ -81,12 +84,13 @@ class Layer(nn.Module):
 
     model: settings.ModelSettings
     layer: int
+    attend: Callable = attention.attend
 
     @nn.compact
     def __call__(self, x_BTD, segment_id_BT, position_BT):
         m = self.model
         normed = Norm(m.norm_eps, name="attention_norm")(x_BTD)
-        out, figures = Attention(m, self.layer, name="attention")(
+        out, figures = Attention(m, self.layer, self.attend, name="attention")(
             normed, segment_id_BT, position_BT
         )
         x_BTD += out

@@ -1,0 +1,282 @@
+"""Attention of new tokens to a cached text, by kind of layer: `attention.attend` with a memory. Called by `step`.
+
+What a token reads is what it reads in the parallel pass: the same search, the same account of open pages and of room in
+the lists of query blocks, wherever a piece of the text begins.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bsa.decode import blocks, settings
+from bsa.decode import cache as caches
+from bsa.index import grow, local, route, unite
+from bsa.model import settings as model_settings
+from pallas_kernels import selection, shapes, xla_group
+
+LOGITS = 2**24
+"""Logits of a dense layer that exist at the same time; longer texts are read in pieces of keys."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a layer's attention needs beside its arguments.
+
+    Attributes:
+        memory: of what came before.
+        count_B: int32, how many of the new tokens are real; what the others get means nothing.
+        cache: the cache's settings.
+        weigh: whether a reading says how attention fell; of one token at a time only.
+    """
+
+    memory: caches.LayerCache
+    count_B: jax.Array
+    cache: settings.CacheSettings
+    weigh: bool
+
+
+class Reading(NamedTuple):
+    """What one token read in a bookmark layer.
+
+    Attributes:
+        block_id_BGJ: int32, the blocks that it read; -1 at other places of the list.
+        choice_BGA: int32, those that it chose itself, best first, -1 after the last.
+        mass_BGJ: float32, share of the attention that fell on each, the mean over heads; None unless asked for.
+    """
+
+    block_id_BGJ: jax.Array
+    choice_BGA: jax.Array
+    mass_BGJ: jax.Array | None
+
+
+def attend(
+    q_BTHK,
+    k_BSGK,
+    v_BSGK,
+    segment_id_BT,
+    position_BT,
+    model: model_settings.ModelSettings,
+    letter: int,
+    *,
+    context: Context,
+):
+    """Puts new tokens into a layer's memory and lets them read it.
+
+    Args:
+        k_BSGK, v_BSGK: keys and values of the new tokens, S = T.
+        segment_id_BT: None; a row is one document.
+        position_BT: int32, places of the new tokens, which follow each other.
+        letter: index into the pattern.
+    Returns:
+        out_BTHK, and the new memory with the `Reading` of a single token in a bookmark layer, else None.
+    """
+    sizes = shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
+    T, kind, scale = sizes["T"], model.pattern[letter], q_BTHK.shape[-1] ** -0.5
+    memory, count_B = context.memory, context.count_B
+    is_real_BT = jnp.arange(T) < count_B[:, None]
+    memory = dataclasses.replace(
+        memory,
+        k=blocks.write(memory.k, k_BSGK, position_BT, is_real_BT),
+        v=blocks.write(memory.v, v_BSGK, position_BT, is_real_BT),
+    )
+    if kind == "d":
+        return _read_everything(q_BTHK, memory, position_BT, scale), (memory, None)
+
+    view = functools.partial(_view, model, letter)
+    choice_BGTA = recent_BGTA = None
+    if kind == "b":
+        memory = dataclasses.replace(
+            memory, index=grow.append_rows(memory.index, k_BSGK, count_B, model.index)
+        )
+        choice_BGTA, _ = route.search_blocks(
+            q_BTHK,
+            memory.k,
+            memory.index.bookmarks,
+            view(position_BT).open_blocks,
+            model.index,
+            scale=scale,
+            read=blocks.read,
+        )
+        recent_BGTA = memory.recent_BGTA
+        memory = dataclasses.replace(
+            memory, recent_BGTA=_latest(recent_BGTA, choice_BGTA, count_B)
+        )
+    capacity = context.cache.capacity_tokens + context.cache.piece_tokens
+    lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
+    chunk_tokens = model.chunk_tokens if kind == "c" else capacity
+    weigh = context.weigh and kind == "b"
+    out_BTHK, mass_BGJ = _read_lists(
+        q_BTHK, memory, lists, position_BT, scale, chunk_tokens, weigh
+    )
+    if kind != "b" or T > 1:
+        return out_BTHK, (memory, None)
+    reads_BGJ = lists.token_mask_BGQJ[:, :, 0] > 0
+    block_id_BGJ = jnp.where(reads_BGJ, lists.block_id_BGQJ[:, :, 0], -1)
+    return out_BTHK, (memory, Reading(block_id_BGJ, choice_BGTA[:, :, 0], mass_BGJ))
+
+
+def _view(model, letter, place_BT):
+    """What tokens at these places read anyway."""
+    if model.pattern[letter] == "c":
+        return local.chunk(place_BT, model.chunk_tokens, model.index.C, place_BT)
+    return local.window(
+        place_BT,
+        window_tokens=model.window_tokens[letter],
+        sink_tokens=model.index.sink_tokens,
+        key_block=model.index.C,
+        place_BT=place_BT,
+    )
+
+
+def _latest(recent_BGTA, choice_BGTA, count_B):
+    """The last choices after `count` new ones."""
+    known = jnp.concatenate([recent_BGTA, choice_BGTA], axis=2)
+    return _slices(known, count_B, recent_BGTA.shape[2], axis=2)
+
+
+def _slices(x, first_B, num, axis):
+    """`num` entries along an axis, in each row from its own first one on."""
+    take = functools.partial(lax.dynamic_slice_in_dim, slice_size=num, axis=axis - 1)
+    return jax.vmap(take)(x, first_B)
+
+
+def _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity_tokens):
+    """The lists of the query blocks that hold the new tokens; of a single token, its own part of one.
+
+    Lists are made from the beginning of the first token's query block on, with the choices before it that may still be
+    open. Later choices in the last query block are not known yet, and change nothing for the tokens before them.
+    """
+    block, T = model.index.query_block, position_BT.shape[1]
+    num = (T + 2 * block - 2) // block
+    lead = 0 if choice_BGTA is None else caches.lead_blocks(model)
+    offset_B = position_BT[:, 0] % block
+    if choice_BGTA is not None:
+        known = jnp.concatenate([recent_BGTA, choice_BGTA], axis=2)
+        padding = ((0, 0), (0, 0), (0, num * block - T), (0, 0))
+        known = jnp.pad(known, padding, constant_values=-1)
+        choice_BGTA = _slices(known, block - 1 - offset_B, (lead + num) * block, axis=2)
+    begin_B = position_BT[:, 0] - offset_B - lead * block
+    place_BT = begin_B[:, None] + jnp.arange((lead + num) * block, dtype=jnp.int32)
+    lists, _ = unite.unite(
+        choice_BGTA,
+        view(place_BT),
+        model.index,
+        model.G,
+        num_blocks=(capacity_tokens + 2 * block) // model.index.C + 2,
+    )
+    block_id = lists.block_id_BGQJ[:, :, lead:]
+    mask = lists.token_mask_BGQJ[:, :, lead:]
+    if T == 1:
+        mask = mask >> offset_B.astype(jnp.uint32)[:, None, None, None] & 1
+        block = 1
+    count = lists.count_BGQ[:, :, lead:]
+    return selection.BlockSelection(block_id, count, mask, block, model.index.C)
+
+
+def _read_lists(q_BTHK, memory, lists, position_BT, scale, chunk_tokens, weigh):
+    """Attention of the new tokens to their lists; and, if asked for, how that of a single one fell on its blocks.
+
+    Args:
+        chunk_tokens: tokens read keys of their own chunk only; one chunk as long as the capacity is no bound.
+    """
+    B, T, H, K = q_BTHK.shape
+    G, Q = lists.block_id_BGQJ.shape[1:3]
+    block, C = lists.query_block, lists.key_block
+    offset_B = position_BT[:, 0] % block
+    begin_B = position_BT[:, 0] - offset_B
+
+    # Queries stand where their bits stand in the masks.
+    q = jnp.zeros((B, Q * block, H, K), q_BTHK.dtype)
+    put = functools.partial(lax.dynamic_update_slice_in_dim, axis=0)
+    q = jax.vmap(put)(q, q_BTHK, offset_B)
+    q_BGQTHK = q.reshape(B, Q, block, G, H // G, K).transpose(0, 3, 1, 2, 4, 5)
+
+    def may_read(b, h, q_id, k_id):
+        place = begin_B[b] + q_id
+        return (k_id <= place) & (k_id // chunk_tokens == place // chunk_tokens)
+
+    rules = xla_group.Rules(
+        scale, False, None, may_read, jnp.iinfo(jnp.int32).max, q_BTHK.dtype
+    )
+    k_BGQJCK = blocks.read_all(memory.k, lists.block_id_BGQJ)
+    out_BGQTHK, lse_BGQTH = xla_group.attend_group(
+        rules,
+        xla_group.Queries(q_BGQTHK, None),
+        xla_group.Blocks(k_BGQJCK, blocks.read_all(memory.v, lists.block_id_BGQJ), ()),
+        xla_group.Lists(
+            lists.block_id_BGQJ,
+            lists.token_mask_BGQJ,
+            None,
+            jnp.arange(Q * block, dtype=jnp.int32).reshape(Q, block),
+        ),
+        xla_group.Context(None, jnp.int32(0), (), ()),
+    )
+    out_BTHK = out_BGQTHK.transpose(0, 2, 3, 1, 4, 5).reshape(B, Q * block, H, K)
+    out_BTHK = _slices(out_BTHK, offset_B, T, axis=1)
+    if not weigh:
+        return out_BTHK, None
+    s_BGHJC = scale * jnp.einsum(
+        "BGHK,BGJCK->BGHJC",
+        q_BGQTHK[:, :, 0, 0],
+        k_BGQJCK[:, :, 0],
+        preferred_element_type=jnp.float32,
+    )
+    id_BGJC = lists.block_id_BGQJ[:, :, 0, :, None] * C + jnp.arange(C)
+    reads = (lists.token_mask_BGQJ[:, :, 0, :, None] > 0) & (
+        id_BGJC <= position_BT[:, :, None, None]
+    )
+    share = jnp.exp(s_BGHJC - lse_BGQTH[:, :, 0, 0, :, None, None])
+    return out_BTHK, jnp.where(reads[:, :, None], share, 0).sum(-1).mean(2)
+
+
+def _read_everything(q_BTHK, memory, position_BT, scale):
+    """Attention of the new tokens to all keys up to their own, a piece of the keys at a time."""
+    B, T, H, K = q_BTHK.shape
+    G, N, C = memory.k.value_BGNCK.shape[1:4]
+    q_BGTHK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4)
+    piece = min(N, max(1, LOGITS // (B * H * T * C)))
+    last = position_BT.max() // C
+
+    def add(number, state):
+        high_BGTH, total_BGTH, sum_BGTHK = state
+        first = jnp.minimum(number * piece, N - piece)
+        k_BGSK, v_BGSK = (
+            blocks.read_slots(x, first, piece).reshape(B, G, piece * C, K)
+            for x in (memory.k, memory.v)
+        )
+        id_S = first * C + jnp.arange(piece * C, dtype=jnp.int32)
+        s_BGTHS = scale * jnp.einsum(
+            "BGTHK,BGSK->BGTHS", q_BGTHK, k_BGSK, preferred_element_type=jnp.float32
+        )
+        is_new_S = id_S >= number * piece * C
+        reads_BTS = is_new_S & (id_S <= position_BT[..., None])
+        s_BGTHS = jnp.where(reads_BTS[:, None, :, None], s_BGTHS, -jnp.inf)
+        new_high = jnp.maximum(high_BGTH, s_BGTHS.max(-1))
+        p_BGTHS = jnp.exp(s_BGTHS - new_high[..., None])
+        fade = jnp.exp(high_BGTH - new_high)
+        more_BGTHK = jnp.einsum(
+            "BGTHS,BGSK->BGTHK",
+            p_BGTHS.astype(v_BGSK.dtype),
+            v_BGSK,
+            preferred_element_type=jnp.float32,
+        )
+        return (
+            new_high,
+            total_BGTH * fade + p_BGTHS.sum(-1),
+            sum_BGTHK * fade[..., None] + more_BGTHK,
+        )
+
+    # Every token reads the first key, so that no maximum stays at -inf.
+    shape = q_BGTHK.shape[:-1]
+    state = (
+        jnp.full(shape, -jnp.inf),
+        jnp.zeros(shape),
+        jnp.zeros(q_BGTHK.shape, jnp.float32),
+    )
+    _, total, out = lax.fori_loop(0, last // piece + 1, add, state)
+    out_BTGHK = (out / total[..., None]).transpose(0, 2, 1, 3, 4)
+    return out_BTGHK.reshape(B, T, H, K).astype(q_BTHK.dtype)

@@ -1,0 +1,147 @@
+"""What decoding remembers of a text: `Cache`, a pytree that goes into each step and comes out of it.
+
+Window and chunked layers keep the sinks and a ring of the last blocks, dense and bookmark layers every block; bookmark
+layers also their index and the choices that later tokens may still read. Memory is linear in tokens; `bytes_per_token`
+says how much.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from bsa.decode import blocks, settings
+from bsa.index import grow
+from bsa.model import settings as model_settings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """One layer's memory.
+
+    Attributes:
+        k, v: keys as attention gets them, and values.
+        index: bookmarks, with a length for each row; None but in bookmark layers.
+        recent_BGTA: int32, what the last tokens chose, the newest last; None but in bookmark layers.
+    """
+
+    k: blocks.Blocks
+    v: blocks.Blocks
+    index: grow.GrowingIndex | None
+    recent_BGTA: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """A text as far as it was read; each row is one document.
+
+    Attributes:
+        layers: one `LayerCache` a layer.
+        length_B: int32, tokens read.
+        room: capacity and precision.
+    """
+
+    layers: tuple[LayerCache, ...]
+    length_B: jax.Array
+    room: settings.CacheSettings = dataclasses.field(metadata={"static": True})
+
+
+def empty(
+    model: model_settings.ModelSettings, cache: settings.CacheSettings, batch: int
+) -> Cache:
+    """A cache of no tokens; all its memory is taken now."""
+    capacity_tokens = -(-cache.capacity_tokens // model.index.C) * model.index.C
+    cache = dataclasses.replace(
+        cache,
+        capacity_tokens=capacity_tokens,
+        piece_tokens=min(cache.piece_tokens, capacity_tokens),
+    )
+    layers = [
+        _empty_layer(model, layer % len(model.pattern), cache, batch)
+        for layer in range(model.L)
+    ]
+    return Cache(tuple(layers), jnp.zeros(batch, jnp.int32), cache)
+
+
+def lead_blocks(model: model_settings.ModelSettings) -> int:
+    """Query blocks before a token's own whose choices it may read."""
+    return -(-(model.index.open_tokens - 1) // model.index.query_block)
+
+
+def num_bytes(cache: Cache) -> int:
+    """Memory of all arrays."""
+    return sum(x.nbytes for x in jax.tree.leaves(cache))
+
+
+def bytes_per_token(
+    model: model_settings.ModelSettings, cache: settings.CacheSettings
+) -> list[dict]:
+    """What one more token of one row takes, for each layer of the pattern.
+
+    Returns:
+        `kind`, `kv_bytes` (keys and values) and `index_bytes` (bookmarks, chapters, links), 0 where a layer keeps a
+        bounded number of tokens.
+    """
+
+    def of_capacity(capacity_tokens, letter):
+        sized = dataclasses.replace(
+            cache, capacity_tokens=capacity_tokens, piece_tokens=model.index.C
+        )
+        layer = jax.eval_shape(lambda: _empty_layer(model, letter, sized, 1))
+        return _tree_bytes((layer.k, layer.v)), _tree_bytes(layer.index)
+
+    index = model.index
+    span = index.C * index.chapter_bookmarks**index.chapter_levels
+    local = max(*model.window_tokens, model.chunk_tokens) + 4 * index.C
+    low = -(-(index.sink_tokens + local) // span) * span
+    rows = []
+    for letter, kind in enumerate(model.pattern):
+        (kv, more), (kv_low, more_low) = (
+            of_capacity(tokens, letter) for tokens in (low + span, low)
+        )
+        rows.append(
+            {
+                "kind": kind,
+                "kv_bytes": (kv - kv_low) / span,
+                "index_bytes": (more - more_low) / span,
+            }
+        )
+    return rows
+
+
+def _tree_bytes(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _empty_layer(model, letter, cache, batch):
+    """The memory of one letter of the pattern."""
+    index, kind = model.index, model.pattern[letter]
+    num_blocks = cache.capacity_tokens // index.C
+    sink_blocks = 0
+    if kind in "wc":
+        sink_blocks = index.sink_tokens // index.C if kind == "w" else 0
+        kept = -(-cache.piece_tokens // index.C) + (
+            model.window_tokens[letter] // index.C
+            if kind == "w"
+            else (model.chunk_tokens - 1) // index.C + 2
+        )
+        num_blocks = min(sink_blocks + kept, num_blocks)
+    shape = (batch, model.G, num_blocks, index.C, model.K)
+    k, v = (
+        blocks.empty(shape, model.dtype, cache.store, sink_blocks) for _ in range(2)
+    )
+    if kind != "b":
+        return LayerCache(k, v, None, None)
+    grown = grow.empty(
+        batch,
+        model.G,
+        model.K,
+        index,
+        capacity_tokens=cache.capacity_tokens,
+        dtype=model.dtype,
+    )
+    recent_tokens = (lead_blocks(model) + 1) * index.query_block - 1
+    recent_BGTA = jnp.full((batch, model.G, recent_tokens, index.A), -1, jnp.int32)
+    return LayerCache(k, v, grow.per_row(grown), recent_BGTA)

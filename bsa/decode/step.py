@@ -1,0 +1,123 @@
+"""The compiled step: some tokens of each row, one or a piece, through the model and into the cache. Called by `generate`.
+
+    cache = cache.empty(model, settings, batch)
+    logits, cache = prefill(params, tokens, cache, model)
+    logits, _, cache = decode_step(params, logits.argmax(-1), cache, model)
+
+A cache that went into a step is gone: its memory is that of the one that came out.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bsa.decode import attend
+from bsa.decode import cache as caches
+from bsa.model import decoder
+from bsa.model import settings as model_settings
+from pallas_kernels import shapes
+
+
+def prefill(
+    params,
+    token_BT,
+    cache: caches.Cache,
+    model: model_settings.ModelSettings,
+    *,
+    count_B=None,
+    after_piece=None,
+):
+    """Reads tokens, as many as there are; the same cache whatever the pieces they come in.
+
+    All pieces share one compiled step, the last one padded; a single token is read by the step of `decode_step`.
+
+    Args:
+        token_BT: int32, on the host.
+        count_B: how many of its tokens each row has, on the host; None: T.
+        after_piece: called with the logits and the cache after each piece; True ends reading there.
+    Returns:
+        logits_BV: float32, of the token after each row's last; 0 for a row that had none. And the cache.
+    Raises:
+        ValueError: no tokens, or more than there is room for; the cache is as it was.
+    """
+    shapes.check(token_BT=token_BT)
+    B, T = token_BT.shape
+    count_B = np.full(B, T) if count_B is None else np.asarray(count_B)
+    if not T or not count_B.any():
+        raise ValueError("the prompt is empty; give at least one token")
+    check_room(cache, int((np.asarray(cache.length_B) + count_B).max()))
+    logits_BV = jnp.zeros((B, model.V), jnp.float32)
+    piece = 1 if T == 1 else cache.room.piece_tokens
+    for begin in range(0, T, piece):
+        part = np.zeros((B, piece), np.int32)
+        tokens = token_BT[:, begin : begin + piece]
+        part[:, : tokens.shape[1]] = tokens
+        counts = np.clip(count_B - begin, 0, piece).astype(np.int32)
+        new_BV, _, cache = _advance(params, part, counts, cache, model)
+        logits_BV = jnp.where(counts[:, None] > 0, new_BV, logits_BV)
+        if after_piece is not None and after_piece(logits_BV, cache):
+            break
+    return logits_BV, cache
+
+
+def decode_step(
+    params,
+    token_B,
+    cache: caches.Cache,
+    model: model_settings.ModelSettings,
+    *,
+    is_live_B=None,
+    weigh: bool = False,
+):
+    """Reads one token of each row; there must be room for it, see `check_room`.
+
+    Args:
+        token_B: int32.
+        is_live_B: bool, rows that read a token; None: all.
+        weigh: whether readings say how attention fell.
+    Returns:
+        logits_BV of the next token, an `attend.Reading` for each bookmark layer, None for others, and the cache.
+    """
+    shapes.check(token_B=token_B)
+    counts = np.ones(token_B.shape, np.int32) if is_live_B is None else is_live_B
+    counts = jnp.asarray(counts, jnp.int32)
+    return _advance(params, token_B[:, None], counts, cache, model, weigh=weigh)
+
+
+def check_room(cache: caches.Cache, num_tokens: int) -> None:
+    """Raises ValueError if a row of so many tokens finds no room."""
+    if num_tokens > cache.room.capacity_tokens:
+        raise ValueError(
+            f"{num_tokens} tokens do not fit into a cache of {cache.room.capacity_tokens}; "
+            f"make one with capacity_tokens={num_tokens} or more"
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "weigh"), donate_argnames="cache")
+def _advance(params, token_BT, count_B, cache, model, weigh=False):
+    """Logits after each row's last real token, readings, and the cache with the tokens."""
+    T = token_BT.shape[1]
+    position_BT = cache.length_B[:, None] + jnp.arange(T, dtype=jnp.int32)
+    attends = [
+        functools.partial(
+            attend.attend,
+            context=attend.Context(memory, count_B, cache.room, weigh),
+        )
+        for memory in cache.layers
+    ]
+    hidden_BTD, handed = decoder.apply_layers(
+        params, token_BT, position_BT, model, attends
+    )
+    layers, readings = zip(*handed)
+    last_B = jnp.maximum(count_B - 1, 0)
+    hidden_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
+    logits_BV = jnp.einsum(
+        "bd,vd->bv",
+        hidden_BD,
+        params["embedding_VD"].astype(hidden_BD.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    cache = caches.Cache(layers, cache.length_B + count_B, cache.room)
+    return logits_BV, list(readings), cache

@@ -1,0 +1,95 @@
+"""Reading in pieces and then token by token is the parallel pass, for every kind of layer and every route."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from bsa.decode import cache as caches
+from bsa.decode import step
+from bsa.decode.settings import CacheSettings
+from tests.bsa.decode import cases
+
+ROOM = CacheSettings(cases.T, 64)
+GREEDY = 24
+MODELS = {"dcwb": cases.MIXED, "chapters": cases.CHAPTERS, "graph": cases.GRAPH}
+
+
+def assert_logits(found_V, expected_V):
+    """Float32 rounding, of sums that go through all layers."""
+    np.testing.assert_allclose(found_V, expected_V, rtol=1e-4, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(
+    max_examples=3,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
+@given(
+    seed=st.integers(0, 999),
+    chunks=st.lists(st.sampled_from([1, 7, 64, 1000]), min_size=1, max_size=30),
+    late=st.floats(0, 1),
+)
+@example(seed=0, chunks=[1] * 1000, late=1.0)
+@example(seed=1, chunks=[1000], late=0.03)
+@example(seed=2, chunks=[7] * 140, late=0.5)
+def test_decoding_is_the_parallel_pass(name, seed, chunks, late):
+    """Rows of different lengths: the second takes only a share of every chunk.
+
+    Every chunk's logits are those of the whole text. What is then decoded greedily is what the whole text, the answer
+    included, would have made likeliest at each position.
+    """
+    model = MODELS[name]
+    params, token_BT = cases.parameters(model), cases.tokens(seed)
+    expected_BTV = np.asarray(cases.logits(params, token_BT, model=model))
+    cache = caches.empty(model, ROOM, 2)
+    length_B, last_BV = np.zeros(2, int), None
+    for chunk in chunks:
+        count_B = np.array([chunk, max(1, round(late * chunk))])
+        if (length_B + count_B).max() > cases.T - GREEDY:
+            continue
+        part_BT = np.zeros((2, chunk), np.int32)
+        for row in range(2):
+            part = token_BT[row, length_B[row] : length_B[row] + count_B[row]]
+            part_BT[row, : count_B[row]] = part
+        last_BV, cache = step.prefill(params, part_BT, cache, model, count_B=count_B)
+        length_B += count_B
+        for row in range(2):
+            assert_logits(last_BV[row], expected_BTV[row, length_B[row] - 1])
+    if last_BV is None:
+        return
+    np.testing.assert_array_equal(cache.length_B, length_B)
+
+    answer = []
+    for _ in range(GREEDY):
+        answer.append(np.asarray(last_BV.argmax(-1)))
+        last_BV, _, cache = step.decode_step(
+            params, jnp.asarray(answer[-1], jnp.int32), cache, model
+        )
+    for row in range(2):
+        place = length_B[row] + np.arange(GREEDY)
+        token_BT[row, place] = [tokens[row] for tokens in answer]
+    again_BTV = cases.logits(params, token_BT, model=model)
+    for row in range(2):
+        place = length_B[row] + np.arange(GREEDY)
+        likeliest = again_BTV[row, place - 1].argmax(-1)
+        np.testing.assert_array_equal(likeliest, token_BT[row, place])
+        assert_logits(last_BV[row], again_BTV[row, place[-1]])
+
+
+def test_step_compiles_twice(caplog):
+    """Once for pieces, once for single tokens, whatever the chunks were."""
+    model = cases.CHAPTERS
+    params, token_BT = cases.parameters(model), cases.tokens(0)
+    cache = caches.empty(model, ROOM, 2)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for chunk in (1, 7, 64, 100, 1, 30):
+            _, cache = step.prefill(params, token_BT[:, :chunk], cache, model)
+    compiled = [text for text in caplog.messages if text.startswith("Compiling")]
+    assert sum("advance" in text for text in compiled) <= 2, compiled
