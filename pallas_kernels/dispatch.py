@@ -6,12 +6,13 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_gpu, options, reference, shapes, xla
+from pallas_kernels import mosaic_gpu, mosaic_tpu, options, reference, shapes, xla
 
 IMPLEMENTATIONS = {
     "reference": reference.attend,
     "xla": xla.attend,
     "mosaic_gpu": mosaic_gpu.attend,
+    "mosaic_tpu": mosaic_tpu.attend,
 }
 """Name -> `attend(q, k, v, selection, bias, segment_ids, options)`, best known by its file."""
 

@@ -43,3 +43,45 @@ def hopper_forward(rows, K):
     if K <= 128:
         return HopperForwardTiles(2, 1, 64, 2, 208, 40)
     return HopperForwardTiles(1, 1, keys, 2, 240, 40)
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuTiles:
+    """How the Mosaic TPU kernels divide their work.
+
+    Attributes:
+        keys: rows of a key tile, gathered from one or several key blocks.
+        rows: query rows (heads x tokens) gathered for a key block at once, backward.
+        ring_bytes: VMEM for tiles that are on their way.
+        max_slots: most tiles on their way.
+        cores: TensorCores that share a JAX device and its programs.
+    """
+
+    keys: int
+    rows: int
+    ring_bytes: int
+    max_slots: int
+    cores: int
+
+
+MEMORY_LATENCY_S = 1e-6
+"""Time from a copy's start to its data, assumed: no TPU was at hand to measure it."""
+
+INTERPRETED_TPU = TpuTiles(keys=32, rows=64, ring_bytes=2**20, max_slots=3, cores=1)
+"""Small, so that short lists fill several tiles and a ring goes round."""
+
+
+def tpu(info):
+    """Tiles for a TPU, from what JAX knows of it: a `pltpu.TpuInfo`.
+
+    A key tile fills the matrix unit. Tiles on their way cover twice what the memory
+    delivers in its latency.
+    """
+    in_flight = info.mem_bw_bytes_per_second * MEMORY_LATENCY_S
+    return TpuTiles(
+        keys=info.mxu_column_size,
+        rows=512,
+        ring_bytes=int(2 * in_flight),
+        max_slots=16,
+        cores=info.num_cores,
+    )
