@@ -1,5 +1,13 @@
 """For all tests: generated cases are the same in every run; `--hypothesis-profile=explore` draws new ones."""
 
+import os
+import shutil
+
+# Tests compile far more than they compute; a GPU's kernels are to run as users compile them.
+if shutil.which("nvidia-smi") is None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {flags}"
+
 import jax
 import pytest
 from hypothesis import HealthCheck, Phase, settings
