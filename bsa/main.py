@@ -3,6 +3,10 @@
     python -m bsa.main --config=configs/tiny.py --workdir=runs/tiny [--mode=train|evaluate] [--config.model.D=256 ...]
 
 Training goes on from the newest checkpoint in the workdir. On several hosts, run the same command on each.
+
+    python -m bsa.main --mode=generate --workdir=runs/tiny --prompt_file=BOOK --question="..." [--decode.temperature=0.7 ...]
+
+answers with a trained model, in the config that its workdir keeps.
 """
 
 import json
@@ -11,9 +15,11 @@ import pathlib
 import sys
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from bsa.decode import command
 from bsa.parallel import mesh as meshes
 from bsa.tasks import sources
 from bsa.train import evaluate, loop, settings, step
@@ -28,7 +34,28 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of checkpoints, metrics and figures; made if missing."
 )
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate"], "What to do; training evaluates at its end."
+    "mode",
+    "train",
+    ["train", "evaluate", "generate"],
+    "What to do; training evaluates at its end.",
+)
+_PROMPT_FILE = flags.DEFINE_string("prompt_file", "", "A UTF-8 text to read.")
+_QUESTION = flags.DEFINE_string(
+    "question", "", "Follows the text as it is, and is answered."
+)
+_SAVE_CACHE = flags.DEFINE_string(
+    "save_cache", "", "File for what was read, so that it is read only once."
+)
+_LOAD_CACHE = flags.DEFINE_string(
+    "load_cache", "", "Such a file, of the same text or of its beginning."
+)
+_EXPLAIN = flags.DEFINE_string(
+    "explain", "", "HTML file of the passages that the answer rests on."
+)
+_DECODE = config_flags.DEFINE_config_dict(
+    "decode",
+    ml_collections.ConfigDict(command.DEFAULTS),
+    "Room and sampling; see bsa/decode/settings.py.",
 )
 
 BOUND_TO_CHECKPOINT = ("seed", "model", "index", "data")
@@ -43,6 +70,9 @@ def main(argv: list[str]) -> None:
     logging.get_absl_handler().addFilter(_is_ours_or_urgent)
     meshes.initialize_distributed()
     try:
+        if _MODE.value == "generate":
+            _generate()
+            return
         run, corpus, mesh, workdir = _prepare()
     except (ValueError, OSError) as error:
         _give_up(error)
@@ -96,6 +126,32 @@ def _prepare():
             f"{workdir} holds no checkpoints; train first, with the same --config"
         )
     return run, corpus, mesh, workdir
+
+
+def _generate():
+    """Answers with the newest checkpoint of a workdir."""
+    if _WORKDIR.value is None:
+        raise ValueError("--workdir=DIR of a trained model is needed")
+    workdir = pathlib.Path(_WORKDIR.value).absolute()
+    if not (workdir / "config.json").is_file():
+        raise FileNotFoundError(f"{workdir} holds no config.json; train there first")
+    kept = json.loads((workdir / "config.json").read_text(), object_hook=_with_tuples)
+    run = settings.from_config(ml_collections.ConfigDict(kept))
+    request = command.prepare(
+        _PROMPT_FILE.value,
+        _DECODE.value.to_dict(),
+        question=_QUESTION.value,
+        save_cache=_SAVE_CACHE.value,
+        load_cache=_LOAD_CACHE.value,
+        page=_EXPLAIN.value,
+    )
+    params, _ = loop.restore_params(run, meshes.make_mesh(run.mesh), workdir)
+    command.run(params, run.model, request)
+
+
+def _with_tuples(values: dict) -> dict:
+    """What JSON made lists of, as tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _keep_config(config: dict, workdir: pathlib.Path) -> None:

@@ -31,3 +31,37 @@ class CacheSettings:
             raise ValueError(
                 f"decode: store={self.store!r} is not one of {', '.join(STORES)}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is drawn, and when to end.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the likeliest token.
+        top_k: only the k likeliest tokens may be drawn; 0: all.
+        top_p: only the likeliest tokens that together hold this probability; 1: all.
+        seed: of the draws; a row's draws depend on it and on the row's number alone.
+        max_tokens: longest answer.
+        stop: byte strings; an answer ends with the first of them that it contains.
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    max_tokens: int = 256
+    stop: tuple[bytes, ...] = ()
+
+    def __post_init__(self):
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"decode: temperature={self.temperature} and top_k={self.top_k} cannot be negative, and "
+                f"top_p={self.top_p} must lie in (0, 1]"
+            )
+        if self.max_tokens < 1:
+            raise ValueError(f"decode: max_tokens={self.max_tokens} must be at least 1")
+        if not all(self.stop):
+            raise ValueError("decode: an empty stop sequence would end every answer")

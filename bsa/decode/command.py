@@ -1,0 +1,246 @@
+"""A book and a question to an answer on the terminal: `--mode=generate` of `bsa.main`."""
+
+import codecs
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from bsa.decode import cache as caches
+from bsa.decode import explain, files, generate, settings, step
+from bsa.model import settings as model_settings
+
+SPARE_TOKENS = 4096
+"""Room for later questions to a book, where no capacity is asked for."""
+
+DEFAULTS = (
+    dataclasses.asdict(settings.SamplingSettings())
+    | dataclasses.asdict(settings.CacheSettings(1))
+    | {"capacity_tokens": 0}
+)
+"""Fields of `settings.CacheSettings` and `settings.SamplingSettings`. A capacity of 0 is what text, question and answer
+need, and SPARE_TOKENS. Stop sequences are strings here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the user asks for; see `prepare`.
+
+    Attributes:
+        text: the book, UTF-8.
+        question: follows it as it is; may be empty, then the text is continued.
+        save_cache: file for what was read, before the question; "": none.
+        load_cache: such a file, of this text or of its beginning; "": none.
+        page: HTML file of what the answer rests on; "": none.
+    """
+
+    text: bytes
+    question: str
+    save_cache: str
+    load_cache: str
+    page: str
+    room: settings.CacheSettings
+    sampling: settings.SamplingSettings
+
+
+def prepare(prompt_file: str, options: dict, *, question: str, **paths) -> Request:
+    """Reads the text and checks what can be checked without a model.
+
+    Args:
+        options: the fields of `DEFAULTS`.
+        paths: `save_cache`, `load_cache` and `page`.
+    Raises:
+        ValueError, OSError: input that cannot work.
+    """
+    options = dict(options)
+    text = _read_text(prompt_file)
+    room = {
+        name: options.pop(name) for name in ("capacity_tokens", "piece_tokens", "store")
+    }
+    options["stop"] = tuple(stop.encode() for stop in options["stop"])
+    sampling = settings.SamplingSettings(**options)
+    needed = len(text) + len(question.encode()) + sampling.max_tokens
+    room["capacity_tokens"] = room["capacity_tokens"] or needed + SPARE_TOKENS
+    return Request(
+        text=text,
+        question=question,
+        room=settings.CacheSettings(**room),
+        sampling=sampling,
+        **paths,
+    )
+
+
+def run(params, model: model_settings.ModelSettings, request: Request) -> None:
+    """Reads, answers on stdout, logs figures.
+
+    Ctrl-C while reading saves what was read, if there is a file to save it in; the same command with that file as
+    `load_cache` goes on.
+
+    Raises:
+        ValueError, OSError: input that cannot work.
+    """
+    text, sampling = request.text, request.sampling
+    prompt = text + request.question.encode()
+    # On no mesh: the fresh cache is on none, and a step that changed that would compile twice.
+    params = jax.tree.map(jnp.asarray, jax.device_get(params))
+    keep = request.save_cache or request.load_cache
+    fingerprint = files.fingerprint(params, model) if keep else ""
+    token_BT = np.frombuffer(prompt, np.uint8).astype(np.int32)[None]
+    # The text's last token is read with the question, so that an answer can always begin with a token to read.
+    book_BT = token_BT[:, : len(text) - 1]
+    if request.load_cache:
+        cache = files.load(request.load_cache, book_BT, model, fingerprint)
+    else:
+        cache = caches.empty(model, request.room, 1)
+    step.check_room(cache, len(prompt) + sampling.max_tokens)
+
+    already = int(cache.length_B[0])
+    cache, rate = _read(params, book_BT[:, already:], cache, model)
+    length = int(cache.length_B[0])
+    if request.save_cache and length:
+        files.save(request.save_cache, cache, book_BT[:, :length], fingerprint)
+    if length < book_BT.shape[1]:
+        kept = f"saved, go on with --load_cache={request.save_cache}"
+        logging.info(
+            "stopped after %s of %s tokens; %s",
+            f"{length:,}",
+            f"{len(prompt):,}",
+            kept if request.save_cache else "nothing is saved without --save_cache",
+        )
+        return
+    if length < len(prompt) - 1:
+        _, cache = step.prefill(params, token_BT[:, length:-1], cache, model)
+    _answer(params, prompt, cache, model, request, rate)
+
+
+def _read_text(path: str) -> bytes:
+    """A file's bytes, which must be UTF-8, and not none."""
+    if not path:
+        raise ValueError("--prompt_file=FILE is needed: the text to read")
+    text = pathlib.Path(path).read_bytes()
+    if not text:
+        raise ValueError(f"{path} is empty; a prompt needs at least one character")
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte {error.start} is {text[error.start]:#04x}; convert it first"
+        ) from error
+    return text
+
+
+def _read(params, token_BT, cache, model):
+    """Prefill with progress, until the end or Ctrl-C: the cache, and tokens a second."""
+    clock, already = _Clock(token_BT.shape[1]), int(cache.length_B[0])
+    if not token_BT.shape[1]:
+        return cache, 0.0
+    with _note_interrupt() as is_interrupted:
+
+        def after_piece(logits_BV, cache):
+            jax.block_until_ready(logits_BV)
+            clock.tick(int(cache.length_B[0]) - already)
+            return is_interrupted()
+
+        _, cache = step.prefill(params, token_BT, cache, model, after_piece=after_piece)
+    return cache, clock.rate
+
+
+class _Clock:
+    """Logs progress and the time left, now and then.
+
+    Attributes:
+        rate: tokens a second; the first piece, for which the step is compiled, counts only while it is the only one.
+    """
+
+    EVERY_S = 5.0
+
+    def __init__(self, total):
+        self.rate = 0.0
+        self._total = total
+        self._begin = (0, time.monotonic())
+        self._logged = 0.0
+
+    def tick(self, done):
+        now = time.monotonic()
+        self.rate = (done - self._begin[0]) / max(now - self._begin[1], 1e-9)
+        if not self._begin[0]:
+            self._begin = (done, now)
+        if now - self._logged < self.EVERY_S and done < self._total:
+            return
+        self._logged = now
+        logging.info(
+            "read %s of %s tokens, %s tokens/s, %.0f s left",
+            f"{done:,}",
+            f"{self._total:,}",
+            f"{self.rate:,.0f}",
+            (self._total - done) / self.rate,
+        )
+
+
+@contextlib.contextmanager
+def _note_interrupt():
+    """Yields a function that says whether Ctrl-C was pressed; a step is never cut short, since it owns the cache."""
+    asked = False
+
+    def note(signum, frame):
+        nonlocal asked
+        asked = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _answer(params, prompt, cache, model, request, rate):
+    """Streams the answer to stdout, then logs figures and what it rests on."""
+    to_text = codecs.getincrementaldecoder("utf-8")("replace")
+    answer, readings, times = bytearray(), [], [time.monotonic()]
+    last_B = np.array([prompt[-1]], np.int32)
+    for drawn in generate.stream(
+        params, last_B, cache, model, request.sampling, weigh=bool(request.page)
+    ):
+        answer.append(drawn.token_B[0] % 256)
+        readings.append(drawn.readings)
+        sys.stdout.write(to_text.decode(answer[-1:]))
+        sys.stdout.flush()
+        times.append(time.monotonic())
+    sys.stdout.write(to_text.decode(b"", final=True) + "\n")
+    # The first token waits for the step to be compiled.
+    steady = times[2:] or times[1:]
+    ms = 1000 * (times[-1] - times[-len(steady)]) / max(len(steady) - 1, 1)
+    logging.info(
+        "read %s tokens/s, %.1f ms a token, %s bytes of cache, %.1f%% of blocks read",
+        f"{rate:,.0f}",
+        ms,
+        f"{caches.num_bytes(drawn.cache):,}",
+        100 * _share_read(readings, len(prompt), model),
+    )
+    if request.page:
+        found = explain.passages(readings, drawn.cache, prompt, model)
+        for line in explain.as_text(found):
+            logging.info("%s", line)
+        page = explain.as_page(
+            found, request.question, answer.decode("utf-8", "replace")
+        )
+        pathlib.Path(request.page).write_text(page, encoding="utf-8")
+
+
+def _share_read(readings, num_tokens, model):
+    """Of the blocks so far, how many a token reads in a bookmark layer; 0 for a model without any."""
+    shares = [
+        (np.asarray(reading.block_id_BGJ) >= 0).sum(-1).mean()
+        / ((num_tokens + number) // model.index.C + 1)
+        for number, of_token in enumerate(readings)
+        for reading in of_token
+        if reading is not None
+    ]
+    return float(np.mean(shares)) if shares else 0.0
