@@ -5,6 +5,7 @@ import dataclasses
 import ml_collections
 
 from bsa.index import settings as index_settings
+from bsa.model import rope
 from bsa.model import settings as model_settings
 from bsa.parallel import mesh
 from bsa.tasks import settings as data_settings
@@ -105,11 +106,7 @@ class RunSettings:
                 f"train.steps={self.train.steps}"
             )
         index = self.model.index
-        if (
-            "b" in self.model.pattern
-            or "w" in self.model.pattern
-            or "c" in self.model.pattern
-        ):
+        if set(self.model.pattern) - {"d"}:
             for length in (self.data.T, *self.evaluation.passkey_tokens):
                 for name in ("C", "query_block"):
                     if length % getattr(index, name):
@@ -135,8 +132,11 @@ def from_config(config: ml_collections.ConfigDict) -> RunSettings:
     """
     values = config.to_dict()
     index = _build(index_settings.IndexSettings, "index", values.pop("index"))
+    scaling = _build(rope.Scaling, "rope_scaling", values["model"].pop("rope_scaling"))
     values["model"] = _build(
-        model_settings.ModelSettings, "model", values["model"] | {"index": index}
+        model_settings.ModelSettings,
+        "model",
+        values["model"] | {"index": index, "rope_scaling": scaling},
     )
     for name, kind in (
         ("data", data_settings.DataSettings),
