@@ -39,7 +39,8 @@ def attend(
         layer: index into the pattern.
     Returns:
         out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
-        `union_tokens`, `refused_choices`, `selection_entropy`, `unread_bookmarks` and the lists as `selection`.
+        `scored_nodes` (bookmarks and chapters a token scored), `union_tokens`, `refused_choices`, `selection_entropy`,
+        `unread_bookmarks` and the lists as `selection`.
     """
     kind = model.pattern[layer]
     scale = q_BTHK.shape[-1] ** -0.5
@@ -63,7 +64,7 @@ def attend(
     choice_BGTA = None
     if kind == "b":
         bookmarks = build.build_index(k_BSGK, model.index, view.start_BT)
-        choice_BGTA = route.choose_blocks(
+        choice_BGTA, scored_BGT = route.search(
             q_BTHK, k_BSGK, bookmarks, view, model.index, scale=scale
         )
     lists, refused_BGQ = unite.unite(choice_BGTA, view, model.index, model.G)
@@ -86,6 +87,7 @@ def attend(
             choice_BGTA, view, k_BSGK.shape[1] // model.index.C
         )
         figures |= {
+            "scored_nodes": scored_BGT.mean(dtype=jnp.float32),
             "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * model.index.C,
             "refused_choices": refused_BGQ.mean(dtype=jnp.float32),
             "selection_entropy": entropy,
