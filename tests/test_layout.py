@@ -22,6 +22,7 @@ LEVELS = {
     "bsa.model": 3,
     "bsa.tasks": 4,
     "bsa.decode": 4,
+    "bsa.pretrained": 4,
     "bsa.train": 5,
     "bsa.main": 6,
 }
@@ -34,6 +35,9 @@ HOMES = {
     "tensorflow_datasets": ("bsa/train/", "bsa/tasks/"),
     "ml_collections": ("configs/", "bsa/main.py", "bsa/train/settings.py"),
     "jax_triton": ("pallas_kernels/",),
+    "safetensors": ("bsa/pretrained/",),
+    "gguf": ("bsa/pretrained/",),
+    "tokenizers": ("bsa/pretrained/",),
 }
 JIT_HOMES = ("bsa/train/step.py", "bsa/decode/")
 

@@ -83,8 +83,10 @@ def attend(
         k=blocks.write(memory.k, k_BSGK, position_BT, is_real_BT),
         v=blocks.write(memory.v, v_BSGK, position_BT, is_real_BT),
     )
-    if kind == "d":
-        return _read_everything(q_BTHK, memory, position_BT, scale), (memory, None)
+    if kind in "ds":
+        reach = model.window_tokens[letter] if kind == "s" else None
+        out_BTHK = _read_everything(q_BTHK, memory, position_BT, scale, reach)
+        return out_BTHK, (memory, None)
 
     view = functools.partial(_view, model, letter)
     choice_BGTA = recent_BGTA = None
@@ -233,8 +235,8 @@ def _read_lists(q_BTHK, memory, lists, position_BT, scale, chunk_tokens, weigh):
     return out_BTHK, jnp.where(reads[:, :, None], share, 0).sum(-1).mean(2)
 
 
-def _read_everything(q_BTHK, memory, position_BT, scale):
-    """Attention of the new tokens to all keys up to their own, a piece of the keys at a time."""
+def _read_everything(q_BTHK, memory, position_BT, scale, reach_tokens=None):
+    """Attention of the new tokens to all keys up to their own, or the last of them, a piece of the keys at a time."""
     B, T, H, K = q_BTHK.shape
     G, N, C = memory.k.value_BGNCK.shape[1:4]
     q_BGTHK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4)
@@ -254,6 +256,8 @@ def _read_everything(q_BTHK, memory, position_BT, scale):
         )
         is_new_S = id_S >= number * piece * C
         reads_BTS = is_new_S & (id_S <= position_BT[..., None])
+        if reach_tokens is not None:
+            reads_BTS &= id_S > position_BT[..., None] - reach_tokens
         s_BGTHS = jnp.where(reads_BTS[:, None, :, None], s_BGTHS, -jnp.inf)
         new_high = jnp.maximum(high_BGTH, s_BGTHS.max(-1))
         p_BGTHS = jnp.exp(s_BGTHS - new_high[..., None])
@@ -270,10 +274,10 @@ def _read_everything(q_BTHK, memory, position_BT, scale):
             sum_BGTHK * fade[..., None] + more_BGTHK,
         )
 
-    # Every token reads the first key, so that no maximum stays at -inf.
+    # Finite, for tokens that read nothing of the first pieces.
     shape = q_BGTHK.shape[:-1]
     state = (
-        jnp.full(shape, -jnp.inf),
+        jnp.full(shape, jnp.finfo(jnp.float32).min),
         jnp.zeros(shape),
         jnp.zeros(q_BGTHK.shape, jnp.float32),
     )

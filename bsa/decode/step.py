@@ -116,7 +116,7 @@ def _advance(params, token_BT, count_B, cache, model, weigh=False):
     logits_BV = jnp.einsum(
         "bd,vd->bv",
         hidden_BD,
-        params["embedding_VD"].astype(hidden_BD.dtype),
+        decoder.head(params).astype(hidden_BD.dtype),
         preferred_element_type=jnp.float32,
     )
     cache = caches.Cache(layers, cache.length_B + count_B, cache.room)

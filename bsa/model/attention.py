@@ -1,7 +1,7 @@
 """The kinds of attention layers, as functions of queries, keys, values and where documents lie. Called by `layers`.
 
-`d` reads everything before it through the library's dense attention; `w` (window and sinks), `c` (chunks) and `b`
-(bookmarks) make a `BlockSelection` and read it through the block-sparse kernel.
+`d` reads everything before it through the library's dense attention; `s` (the last tokens, exactly), `w` (window in whole
+blocks, and sinks), `c` (chunks) and `b` (bookmarks) make a `BlockSelection` and read it through the block-sparse kernel.
 """
 
 import jax
@@ -39,7 +39,8 @@ def attend(
         layer: index into the pattern.
     Returns:
         out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
-        `union_tokens`, `refused_choices`, `selection_entropy`, `unread_bookmarks` and the lists as `selection`.
+        `scored_nodes` (bookmarks and chapters a token scored), `union_tokens`, `refused_choices`, `selection_entropy`,
+        `unread_bookmarks` and the lists as `selection`.
     """
     kind = model.pattern[layer]
     scale = q_BTHK.shape[-1] ** -0.5
@@ -47,9 +48,12 @@ def attend(
         out = dense(q_BTHK, k_BSGK, v_BSGK, segment_id_BT, scale)
         return out, {"attended_tokens": position_BT.mean(dtype=jnp.float32) + 1}
 
+    mask_mod = None
     if kind == "c":
         view = local.chunk(position_BT, model.chunk_tokens, model.index.C)
         segment_id_BT = local.chunk_segments(position_BT, model.chunk_tokens)
+    elif kind == "s":
+        view, mask_mod = _sliding(position_BT, model.window_tokens[layer], model.index)
     else:
         view = local.window(
             position_BT,
@@ -60,7 +64,7 @@ def attend(
     choice_BGTA = None
     if kind == "b":
         bookmarks = build.build_index(k_BSGK, model.index, view.start_BT)
-        choice_BGTA = route.choose_blocks(
+        choice_BGTA, scored_BGT = route.search(
             q_BTHK, k_BSGK, bookmarks, view, model.index, scale=scale
         )
     lists, refused_BGQ = unite.unite(choice_BGTA, view, model.index, model.G)
@@ -72,16 +76,18 @@ def attend(
         lists,
         scale=scale,
         segment_ids=selection.SegmentIds(segment_id_BT, segment_id_BT),
+        mask_mod=mask_mod,
         implementation=model.implementation,
     )
     figures = {
-        "attended_tokens": _attended_tokens(kind, lists, view, position_BT, model)
+        "attended_tokens": _attended_tokens(layer, lists, view, position_BT, model)
     }
     if kind == "b":
         entropy, unread = metrics.bookmark_use(
             choice_BGTA, view, k_BSGK.shape[1] // model.index.C
         )
         figures |= {
+            "scored_nodes": scored_BGT.mean(dtype=jnp.float32),
             "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * model.index.C,
             "refused_choices": refused_BGQ.mean(dtype=jnp.float32),
             "selection_entropy": entropy,
@@ -138,8 +144,24 @@ def _dense_span(q_BTHK, k_BSGK, v_BSGK, segment_id_BS, piece, scale):
     return jnp.moveaxis(out, 0, 1).reshape(B, T + pad, *q_BTHK.shape[2:])[:, :T]
 
 
-def _attended_tokens(kind, lists, view, position_BT, model):
-    """Mean keys per query; a chunk's are known without counting."""
+def _sliding(position_BT, window_tokens, index):
+    """The blocks that hold the last `window_tokens` tokens, the token itself among them, and the mask that cuts them."""
+    blocks = -(-(window_tokens - 1) // index.C) + 1
+    view = local.window(
+        position_BT,
+        window_tokens=blocks * index.C,
+        sink_tokens=0,
+        key_block=index.C,
+    )
+    return view, lambda b, h, q_id, k_id: q_id - k_id < window_tokens
+
+
+def _attended_tokens(layer, lists, view, position_BT, model):
+    """Mean keys per query; those of chunks and exact windows are known without counting."""
+    kind = model.pattern[layer]
     if kind == "c":
         return (position_BT % model.chunk_tokens).mean(dtype=jnp.float32) + 1
+    if kind == "s":
+        window = model.window_tokens[layer]
+        return jnp.minimum(position_BT + 1, window).mean(dtype=jnp.float32)
     return metrics.attended_tokens(lists, view.start_BT).mean()

@@ -9,7 +9,7 @@ from pallas_kernels import shapes
 
 
 class Decoder(nn.Module):
-    """A decoder-only language model with tied embeddings; layers follow the pattern, repeated."""
+    """A decoder-only language model; layers follow the pattern, repeated."""
 
     model: settings.ModelSettings
 
@@ -18,6 +18,8 @@ class Decoder(nn.Module):
         m = self.model
         init = nn.initializers.normal(layers.INITIAL_STD)
         embedding_VD = self.param("embedding_VD", init, (m.V, m.D))
+        if not m.tied:
+            self.param("head_VD", init, (m.V, m.D))
         # Looked up in float32: the gradient's scatter-add to few rows would crawl in bfloat16.
         x_BTD = embedding_VD[token_BT].astype(m.dtype)
         scanned = nn.scan(
@@ -76,7 +78,7 @@ def apply(params, token_BT, segment_id_BT, position_BT, model: settings.ModelSet
         segment_id_BT: int32, documents of a packed row, equal within one; no attention crosses them.
         position_BT: int32, tokens since the beginning of the document.
     Returns:
-        hidden_BTD in the model's dtype, to be multiplied by `params["embedding_VD"]` for logits, and figures: a dict
+        hidden_BTD in the model's dtype, to be multiplied by `head` for logits, and figures: a dict
         with one entry for each letter of the pattern ("3_b"), see `attention.attend`; each leaf has a leading axis of
         the pattern's repetitions.
     """
@@ -110,6 +112,11 @@ def apply_layers(params, token_BT, position_BT, model: settings.ModelSettings, a
         handed.append(more)
     norm = layers.Norm(model.norm_eps)
     return norm.apply({"params": params["final_norm"]}, x_BTD), handed
+
+
+def head(params):
+    """What hidden states are multiplied with for logits: head_VD, or the embeddings of a model that ties them."""
+    return params.get("head_VD", params["embedding_VD"])
 
 
 def queries_and_keys(

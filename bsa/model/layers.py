@@ -45,12 +45,17 @@ class Attention(nn.Module):
         v_BSGK = _project(
             "BTD,DGK->BTGK", x_BTD, self.param("value_DGK", init, (m.D, m.G, m.K))
         )
+        if m.qkv_bias:
+            zeros = nn.initializers.zeros
+            q_BTHK += self.param("query_HK", zeros, (m.H, m.K)).astype(x_BTD.dtype)
+            k_BSGK += self.param("key_GK", zeros, (m.G, m.K)).astype(x_BTD.dtype)
+            v_BSGK += self.param("value_GK", zeros, (m.G, m.K)).astype(x_BTD.dtype)
         if m.qk_norm:
             q_BTHK = Norm(m.norm_eps, "scale_K", name="query_norm")(q_BTHK)
             k_BSGK = Norm(m.norm_eps, "scale_K", name="key_norm")(k_BSGK)
         if m.positions[self.layer] == "r":
-            q_BTHK = rope.rotate(q_BTHK, position_BT, m.rope_theta)
-            k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta)
+            q_BTHK = rope.rotate(q_BTHK, position_BT, m.rope_theta, m.rope_scaling)
+            k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta, m.rope_scaling)
         self.sow("intermediates", "query", q_BTHK)
         self.sow("intermediates", "key", k_BSGK)
         out_BTHK, figures = self.attend(

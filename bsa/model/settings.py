@@ -3,8 +3,9 @@
 import dataclasses
 
 from bsa.index import settings as index_settings
+from bsa.model import rope
 
-KINDS = "dwcb"
+KINDS = "dswcb"
 POSITIONS = "rn"
 REMATS = ("none", "layer", "dots")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -36,6 +37,9 @@ class ModelSettings:
     remat: str
     implementation: str
     index: index_settings.IndexSettings
+    rope_scaling: rope.Scaling = rope.UNSCALED
+    qkv_bias: bool = False
+    tied: bool = True
 
     def __post_init__(self):
         for name in "DHGKFVL":
@@ -64,10 +68,11 @@ class ModelSettings:
                 raise ValueError(
                     f"model: {name}={getattr(self, name)!r} needs one entry for each letter of pattern {self.pattern!r}"
                 )
-        if any(w < 1 or w % self.index.C for w in self.window_tokens):
-            raise ValueError(
-                f"model: window_tokens={self.window_tokens} must be whole blocks of C={self.index.C} tokens"
-            )
+        for kind, w in zip(self.pattern, self.window_tokens):
+            if w < 1 or (kind != "s" and w % self.index.C):
+                raise ValueError(
+                    f"model: window_tokens={self.window_tokens} must be whole blocks of C={self.index.C} tokens"
+                )
         if self.chunk_tokens < 1:
             raise ValueError(
                 f"model: chunk_tokens={self.chunk_tokens} must be at least 1"

@@ -5,8 +5,10 @@ import dataclasses
 import ml_collections
 
 from bsa.index import settings as index_settings
+from bsa.model import rope
 from bsa.model import settings as model_settings
 from bsa.parallel import mesh
+from bsa.pretrained import settings as pretrained_settings
 from bsa.tasks import settings as data_settings
 
 
@@ -93,6 +95,7 @@ class RunSettings:
     seed: int
     profile: int
     model: model_settings.ModelSettings
+    pretrained: pretrained_settings.PretrainedSettings
     data: data_settings.DataSettings
     train: TrainSettings
     evaluation: EvaluationSettings
@@ -105,11 +108,7 @@ class RunSettings:
                 f"train.steps={self.train.steps}"
             )
         index = self.model.index
-        if (
-            "b" in self.model.pattern
-            or "w" in self.model.pattern
-            or "c" in self.model.pattern
-        ):
+        if set(self.model.pattern) - {"d"}:
             for length in (self.data.T, *self.evaluation.passkey_tokens):
                 for name in ("C", "query_block"):
                     if length % getattr(index, name):
@@ -135,10 +134,14 @@ def from_config(config: ml_collections.ConfigDict) -> RunSettings:
     """
     values = config.to_dict()
     index = _build(index_settings.IndexSettings, "index", values.pop("index"))
+    scaling = _build(rope.Scaling, "rope_scaling", values["model"].pop("rope_scaling"))
     values["model"] = _build(
-        model_settings.ModelSettings, "model", values["model"] | {"index": index}
+        model_settings.ModelSettings,
+        "model",
+        values["model"] | {"index": index, "rope_scaling": scaling},
     )
     for name, kind in (
+        ("pretrained", pretrained_settings.PretrainedSettings),
         ("data", data_settings.DataSettings),
         ("train", TrainSettings),
         ("evaluation", EvaluationSettings),

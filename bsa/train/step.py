@@ -160,7 +160,7 @@ def _forward(params, batch, run):
     hidden_BTD, layers = _decode(params, batch, run)
     nll_BT, hit_BT = loss.cross_entropy(
         hidden_BTD,
-        params["embedding_VD"],
+        decoder.head(params),
         batch["target_BT"],
         run.train.loss_chunk_tokens,
     )

@@ -100,6 +100,7 @@ CROWDED = dataclasses.replace(INDEX, J=8, A=4)
     "model",
     [
         with_pattern("d"),
+        with_pattern("s"),
         with_pattern("w"),
         with_pattern("c"),
         with_pattern("b"),
@@ -109,7 +110,7 @@ CROWDED = dataclasses.replace(INDEX, J=8, A=4)
         with_pattern("b", index=CROWDED),
         with_pattern("wb", remat="layer"),
     ],
-    ids=["d", "w", "c", "b", "wb", "dcwb", "b-shortlist", "b-crowded", "wb-remat"],
+    ids=["d", "s", "w", "c", "b", "wb", "dcwb", "b-shortlist", "b-crowded", "wb-remat"],
 )
 def test_no_token_sees_a_later_one(model):
     """Changing token t changes no logit before t, bit for bit, and does change the one at t."""
@@ -127,7 +128,7 @@ def test_no_token_sees_a_later_one(model):
         assert (after[0, t] != before[0, t]).any()
 
 
-@pytest.mark.parametrize("pattern", ["d", "w", "c", "b", "dcwb"])
+@pytest.mark.parametrize("pattern", ["d", "s", "w", "c", "b", "dcwb"])
 def test_packed_documents_do_not_meet(pattern):
     """A document's logits are the same alone and behind another one in the row."""
     model = with_pattern(pattern)
@@ -150,6 +151,7 @@ def test_reading_every_block_is_dense():
     tokens = jax.random.randint(jax.random.key(3), (2, T), 0, MODEL.V)
     expected = logits(parameters(dense), tokens, *one_document(), model=dense)
     for pattern, changes in {
+        "s": {"window_tokens": (T,)},
         "w": {"window_tokens": (T,)},
         "c": {"chunk_tokens": T},
         "b": {"index": everything, "window_tokens": (8,)},

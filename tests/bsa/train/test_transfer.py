@@ -1,0 +1,99 @@
+"""A published checkpoint is evaluated as it is, and with its attention swapped."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bsa.parallel import mesh as meshes
+from bsa.pretrained import architecture, gguf_file
+from bsa.tasks import sources
+from bsa.train import settings, transfer
+from configs import smollm2
+from tests.bsa.pretrained import checkpoints
+
+ROOT = pathlib.Path(__file__).parents[3]
+T = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny qwen3 over bytes with its tokenizer, and two texts, one of them too short."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    checkpoints.write(checkpoints.config("qwen3") | {"vocab_size": 256}, folder)
+    tokens = sorted(gguf_file.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = gguf_file.make_tokenizer(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.merges": [],
+            "tokenizer.ggml.token_type": [1] * len(tokens),
+        }
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    text = pathlib.Path(__file__).read_bytes()
+    (folder / "long.txt").write_bytes(text)
+    (folder / "short.txt").write_bytes(text[:T])
+    return folder
+
+
+def run_of(folder, pattern="d", kept_layers=(), **index):
+    config = smollm2.get_config()
+    config.pretrained.update(source=str(folder), kept_layers=kept_layers)
+    config.model.update(pattern=pattern, window_tokens=(8,))
+    config.index.update(C=4, query_block=8, J=16, sink_tokens=4, X=0, A=1, R=2)
+    config.index.update(index)
+    config.data.update(T=T, source=f"files:{folder}/*.txt", passkey_min_tokens=0)
+    config.data.update(passkey_share=0.0)
+    config.evaluation.update(passkey_tokens=(T,), batches=2)
+    return settings.from_config(config)
+
+
+def evaluate(folder, run, workdir):
+    run, opened = transfer.open_model(run)
+    corpus, mesh = sources.open_corpus(run.data), meshes.make_mesh(run.mesh)
+    return transfer.evaluate_model(run, opened, corpus, mesh, workdir)
+
+
+def test_kept_layers_are_as_they_were_trained(folder, tmp_path):
+    dense = evaluate(folder, run_of(folder), tmp_path)
+    assert dense["documents"] == ["long.txt"], "the other has too few tokens"
+    buckets = dense["nats_by_position"]
+    assert sum(bucket["tokens"] for bucket in buckets) == T
+    mean = np.average(
+        [b["nats"] for b in buckets], weights=[b["tokens"] for b in buckets]
+    )
+    assert np.isclose(mean, dense["nats_per_token"])
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == dense
+    kept = evaluate(folder, run_of(folder, "b", kept_layers=(0, 1)), tmp_path)
+    assert kept["nats_per_token"] == dense["nats_per_token"]
+    half = evaluate(folder, run_of(folder, "b", kept_layers=(1,)), tmp_path)
+    assert half["nats_per_token"] != dense["nats_per_token"]
+    assert half["attended_share"] < 1
+
+
+def test_layers_follow_the_policy():
+    config = checkpoints.config("mistral") | {"num_hidden_layers": 5}
+    shape = architecture.from_config(config)
+    assert shape.swapped("wb", (0, 3)) == "sbwsw"
+    with pytest.raises(ValueError, match="are none of the layers 0 to 4"):
+        shape.swapped("b", (5,))
+    policy = run_of("anywhere", kept_layers=(0, 3)).pretrained
+    with pytest.raises(ValueError, match="of no checkpoint"):
+        dataclasses.replace(policy, source="")
+
+
+def test_training_it_is_refused_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "bsa.main", f"--config={ROOT}/configs/smollm2.py"]
+    command += [f"--workdir={tmp_path}", "--mode=train"]
+    done = subprocess.run(
+        command, check=False, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("bsa: ")]
+    assert "can be evaluated, not trained; add --mode=evaluate" in line
