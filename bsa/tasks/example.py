@@ -1,0 +1,84 @@
+"""A text that asks for something, and how answers to it are scored: what every synthetic task draws."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+    """Tokens and what is asked of them.
+
+    Attributes:
+        token_T: int32 in [0, V), what the model reads.
+        target_T: int32, what it should say at each token; 0 where nothing is asked.
+        answer_id_T: int32, which answer that is a part of, counted from 1; 0 where nothing is asked. The tokens of one
+            answer (the digits of a number) count together.
+    """
+
+    token_T: np.ndarray
+    target_T: np.ndarray
+    answer_id_T: np.ndarray
+
+    @property
+    def weight_T(self) -> np.ndarray:
+        """float32, 1 where something is asked: nothing else of a random text can be learned."""
+        return (self.answer_id_T > 0).astype(np.float32)
+
+    def score(self, predicted_T) -> float:
+        """Share of the answers whose tokens are all as they should be; what is said elsewhere is ignored."""
+        hit_1T = (np.asarray(predicted_T) == self.target_T)[None]
+        return float(score(hit_1T, self.answer_id_T[None])[0])
+
+
+class Task(Protocol):
+    """A kind of example. Frozen dataclasses implement it; their fields say how hard it is.
+
+    Attributes:
+        V: vocabulary.
+    """
+
+    V: int
+
+    def draw(self, num_tokens: int, rng: np.random.Generator) -> Example:
+        """An example of T=num_tokens. Raises ValueError where that has no room for it."""
+
+    def chance(self, num_tokens: int) -> float:
+        """Expected score of who knows the form of such texts and guesses among what the text offers."""
+
+
+def score(hit_BT, answer_id_BT) -> np.ndarray:
+    """Share of each row's answers whose tokens were all hit: float64[B].
+
+    Args:
+        hit_BT: bool, whether the target was predicted.
+        answer_id_BT: as in `Example`; every row asks for something.
+    """
+    missed = np.zeros((len(hit_BT), answer_id_BT.max() + 1), bool)
+    row, place = np.nonzero((answer_id_BT > 0) & ~np.asarray(hit_BT))
+    missed[row, answer_id_BT[row, place]] = True
+    return 1 - missed.sum(1) / answer_id_BT.max(1)
+
+
+def from_text(text_S, answer_id_S) -> Example:
+    """An example whose answers stand in the text itself and are read on once they are given (S = T + 1).
+
+    Args:
+        answer_id_S: which answer each token of the text belongs to, 0 for none.
+    """
+    target_T = np.where(answer_id_S[1:] > 0, text_S[1:], 0)
+    return from_targets(text_S[:-1], target_T, answer_id_S[1:])
+
+
+def from_targets(token_T, target_T, answer_id_T) -> Example:
+    """An example as it stands, in int32."""
+    return Example(*(x.astype(np.int32) for x in (token_T, target_T, answer_id_T)))
+
+
+def check_room(name: str, num_tokens: int, needed: int) -> None:
+    """Raises ValueError if a text of `num_tokens` has fewer than the `needed` ones."""
+    if num_tokens < needed:
+        raise ValueError(
+            f"{name}: num_tokens={num_tokens} has no room; at least {needed} are needed"
+        )
