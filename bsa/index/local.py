@@ -17,6 +17,7 @@ class LocalView:
         low_BT: int32, block where the token's window begins; never before its document.
         first_BT: int32, block that holds the first token of the token's document.
         start_BT: int32, that first token's place in the row.
+        own_BT: int32, block that holds each token.
         key_block: C, tokens.
         sink_blocks: blocks at the document's beginning that are always read.
         num_blocks: most window blocks that the tokens of one block can see, its own included.
@@ -25,16 +26,10 @@ class LocalView:
     low_BT: jax.Array
     first_BT: jax.Array
     start_BT: jax.Array
+    own_BT: jax.Array
     key_block: int = dataclasses.field(metadata={"static": True})
     sink_blocks: int = dataclasses.field(metadata={"static": True})
     num_blocks: int = dataclasses.field(metadata={"static": True})
-
-    @property
-    def own_1T(self) -> jax.Array:
-        """The block that holds each token."""
-        return (jnp.arange(self.low_BT.shape[1], dtype=jnp.int32) // self.key_block)[
-            None
-        ]
 
     @property
     def open_blocks(self) -> tuple[jax.Array, jax.Array]:
@@ -45,35 +40,39 @@ class LocalView:
 
 
 def window(
-    position_BT, *, window_tokens: int, sink_tokens: int, key_block: int
+    position_BT, *, window_tokens: int, sink_tokens: int, key_block: int, place_BT=None
 ) -> LocalView:
     """The last blocks, the token's own included, and the document's sinks.
 
     Args:
         position_BT: int32, tokens since the beginning of the token's document.
         window_tokens: of whole blocks, as all lengths here. A token sees at least window_tokens - C + 1 tokens back and itself.
+        place_BT: int32, places in the row of part of its tokens; None: these are all of them.
     """
-    shapes.check(position_BT=position_BT)
+    shapes.check(position_BT=position_BT, place_BT=place_BT)
     num_blocks, sink_blocks = window_tokens // key_block, sink_tokens // key_block
-    start_BT, own_1T = _places(position_BT, key_block)
+    start_BT, own_BT = _places(position_BT, place_BT, key_block)
     first_BT = start_BT // key_block
-    low_BT = jnp.maximum(own_1T - num_blocks + 1, first_BT)
-    return LocalView(low_BT, first_BT, start_BT, key_block, sink_blocks, num_blocks)
+    low_BT = jnp.maximum(own_BT - num_blocks + 1, first_BT)
+    return LocalView(
+        low_BT, first_BT, start_BT, own_BT, key_block, sink_blocks, num_blocks
+    )
 
 
-def chunk(position_BT, chunk_tokens: int, key_block: int) -> LocalView:
+def chunk(position_BT, chunk_tokens: int, key_block: int, place_BT=None) -> LocalView:
     """The token's own chunk of its document, as the local layers of Llama 4 have it; no sinks.
 
-    A chunk may begin inside a block: give the kernel `chunk_segments` as segment ids too.
+    A chunk may begin inside a block: give the kernel `chunk_segments` as segment ids too. `place_BT` as for `window`.
     """
-    shapes.check(position_BT=position_BT)
-    start_BT, _ = _places(position_BT, key_block)
+    shapes.check(position_BT=position_BT, place_BT=place_BT)
+    start_BT, own_BT = _places(position_BT, place_BT, key_block)
     chunk_start_BT = start_BT + position_BT - position_BT % chunk_tokens
     num_blocks = (chunk_tokens - 1) // key_block + 2
     return LocalView(
         chunk_start_BT // key_block,
         start_BT // key_block,
         start_BT,
+        own_BT,
         key_block,
         0,
         num_blocks,
@@ -86,7 +85,9 @@ def chunk_segments(position_BT, chunk_tokens: int):
     return jnp.cumsum(position_BT % chunk_tokens == 0, axis=1, dtype=jnp.int32)
 
 
-def _places(position_BT, key_block):
+def _places(position_BT, place_BT, key_block):
     """Where each token's document starts, and each token's block."""
-    place_1T = jnp.arange(position_BT.shape[1], dtype=jnp.int32)[None]
-    return place_1T - position_BT, place_1T // key_block
+    if place_BT is None:
+        place_T = jnp.arange(position_BT.shape[1], dtype=jnp.int32)
+        place_BT = jnp.broadcast_to(place_T, position_BT.shape)
+    return place_BT - position_BT, place_BT // key_block

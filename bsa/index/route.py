@@ -5,6 +5,8 @@ coarse to fine (`tree`), a beam at each level. `graph`: the same to enter, then 
 shortlist, exact keys decide after any of them. Memory is one piece of `route_tokens` tokens at a time.
 """
 
+import operator
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -54,9 +56,33 @@ def search(
     sizes = shapes.check(
         q_BTHK=q_BTHK, k_BSGK=k_BSGK, point_BGMRK=bookmarks.point_BGMRK
     )
-    B, T, H, G, K, M = (sizes[letter] for letter in "BTHGKM")
-    q_BTHK, k_BSGK, bookmarks = lax.stop_gradient((q_BTHK, k_BSGK, bookmarks))
+    B, G, K, M = (sizes[letter] for letter in "BGKM")
     k_BGMCK = k_BSGK.reshape(B, M, index.C, G, K).transpose(0, 3, 1, 2, 4)
+    return search_blocks(
+        q_BTHK, k_BGMCK, bookmarks, view.open_blocks, index, scale=scale
+    )
+
+
+def search_blocks(
+    q_BTHK,
+    keys,
+    bookmarks: build.BookmarkIndex,
+    open_blocks,
+    index: settings.IndexSettings,
+    *,
+    scale: float,
+    read=operator.getitem,
+):
+    """`search` for tokens anywhere in a text whose keys lie in blocks.
+
+    Args:
+        keys: k_BGMCK, or a tree of arrays that begin with these three axes.
+        open_blocks: low_BT and high_BT, as `LocalView.open_blocks`.
+        read: (keys of one row and head, id_X) -> k_XCK, floating.
+    """
+    sizes = shapes.check(q_BTHK=q_BTHK, point_BGMRK=bookmarks.point_BGMRK)
+    B, T, H, G, K = (sizes[letter] for letter in "BTHGK")
+    q_BTHK, keys, bookmarks = lax.stop_gradient((q_BTHK, keys, bookmarks))
     piece = min(index.route_tokens, T)
     pad = -T % piece
 
@@ -70,7 +96,7 @@ def search(
 
     # [G, H/G] heads: those of a group share a list.
     q = pieces(q_BTHK.reshape(B, T, G, H // G, K), 1)
-    low_BT, high_BT = view.open_blocks
+    low_BT, high_BT = open_blocks
 
     def choose(arguments):
         q, low, high = arguments
@@ -80,7 +106,7 @@ def search(
         find = _find_flat if index.route == "flat" else _find_along
         choice, scored = find(q, bookmarks, low, high, index)
         if index.X:
-            choice = _exact_best(q, k_BGMCK, choice, index)
+            choice = _exact_best(q, keys, choice, index, read)
         return choice, scored
 
     choice, scored = lax.map(choose, (q, pieces(low_BT, 1), pieces(high_BT, 1)))
@@ -159,20 +185,20 @@ def _find_along(q, bookmarks, low, high, index):
     return jax.vmap(of_row)(q, bookmarks.nodes, links, low, high)
 
 
-def _exact_best(q, k_BGMCK, choice, index):
+def _exact_best(q, keys, choice, index, read):
     """The A best of each token's shortlist by the blocks' own keys."""
 
-    def of_group(q_THK, k_MCK, choice_TX):
+    def of_group(q_THK, keys, choice_TX):
         def of_token(arguments):
             q_HK, choice_X = arguments
-            k_XCK = k_MCK[jnp.maximum(choice_X, 0)].astype(jnp.float32)
+            k_XCK = read(keys, jnp.maximum(choice_X, 0)).astype(jnp.float32)
             score_HX = jax.nn.logsumexp(jnp.einsum("hk,xck->hxc", q_HK, k_XCK), axis=-1)
             score_X = _pool_heads(score_HX, choice_X >= 0, index.query_pool)
             return tree.best(score_X, choice_X, index.A)
 
         return lax.map(of_token, (q_THK, choice_TX), batch_size=BATCH)
 
-    return jax.vmap(jax.vmap(of_group))(q, k_BGMCK, choice)
+    return jax.vmap(jax.vmap(of_group))(q, keys, choice)
 
 
 def _pool_heads(score, is_open, query_pool):

@@ -13,7 +13,13 @@ from pallas_kernels import selection, shapes
 
 
 def unite(
-    choice_BGTA, view: local.LocalView, index: settings.IndexSettings, num_groups: int
+    choice_BGTA,
+    view: local.LocalView,
+    index: settings.IndexSettings,
+    num_groups: int,
+    *,
+    num_blocks: int | None = None,
+    before_BGUA=None,
 ):
     """Builds the lists of all query blocks.
 
@@ -26,6 +32,9 @@ def unite(
         choice_BGTA: int32 block ids, distinct for a token, -1 where it chose fewer; None if nobody chooses.
         view: what tokens read anyway.
         num_groups: G.
+        num_blocks: more than any block id, where the tokens are part of a row; they begin at a whole query block.
+            None: the tokens are a row.
+        before_BGUA: choices of the `open_tokens` - 1 tokens before them; None: there are none.
     Returns:
         A `BlockSelection`, and refused_BGQ: int32, how many chosen blocks found no room.
     Raises:
@@ -39,9 +48,10 @@ def unite(
         )
     span = block + index.open_tokens - 1  # tokens whose choices a query block can read
     radix = span + 1
-    if (T // view.key_block + 1) * radix >= 2**31:
+    num_blocks = num_blocks or T // view.key_block + 1
+    if num_blocks * radix >= 2**31:
         raise ValueError(
-            f"T={T} tokens in blocks of {view.key_block} overflow int32 sort keys; use larger blocks"
+            f"{num_blocks} blocks of {view.key_block} tokens overflow int32 sort keys; use larger blocks"
         )
 
     local_BGQP = _local_blocks(view, block)[:, None]
@@ -53,16 +63,14 @@ def unite(
     local_BGQP = jnp.broadcast_to(local_BGQP, (B, num_groups, *local_BGQP.shape[2:]))
     key_BGQP = jnp.where(local_BGQP < 0, -1, local_BGQP * radix)
     if choice_BGTA is not None:
-        id_BGQUA = _visible_choices(choice_BGTA, block, index.open_tokens)
+        id_BGQUA = _visible_choices(choice_BGTA, before_BGUA, block, index.open_tokens)
         time_UA = 1 + jnp.arange(span, dtype=jnp.int32)[:, None]
         chosen = jnp.where(id_BGQUA < 0, -1, id_BGQUA * radix + time_UA)
         key_BGQP = jnp.concatenate(
             [key_BGQP, chosen.reshape(*chosen.shape[:3], -1)], -1
         )
 
-    id_BGQJ, opener_bits, refused_BGQ = _merge(
-        key_BGQP, radix, T // view.key_block + 1, length
-    )
+    id_BGQJ, opener_bits, refused_BGQ = _merge(key_BGQP, radix, num_blocks, length)
     opened = _stay_open(opener_bits, index.open_tokens, block)
     mask_BGQJ = _token_mask(id_BGQJ, opened, view, block)
     count_BGQ = (id_BGQJ >= 0).sum(-1, dtype=jnp.int32)
@@ -75,7 +83,7 @@ def unite(
 def _local_blocks(view, block):
     """Ids of the blocks that some token of each query block always reads; -1 for none, repeats allowed."""
     low_BQ, first_BQ = view.low_BT[:, ::block, None], view.first_BT[:, ::block, None]
-    last_1Q = view.own_1T[:, block - 1 :: block, None]
+    last_BQ = view.own_BT[:, block - 1 :: block, None]
     straddled = (block + view.key_block - 2) // view.key_block
     aligned = block % view.key_block == 0 or view.key_block % block == 0
     reach = view.num_blocks + (
@@ -84,17 +92,21 @@ def _local_blocks(view, block):
     window = low_BQ + jnp.arange(reach, dtype=jnp.int32)
     sinks = first_BQ + jnp.arange(view.sink_blocks, dtype=jnp.int32)
     both = jnp.concatenate([window, sinks], -1)
-    return jnp.where(both <= last_1Q, both, -1)
+    return jnp.where(both <= last_BQ, both, -1)
 
 
-def _visible_choices(choice_BGTA, block, open_tokens):
+def _visible_choices(choice_BGTA, before_BGUA, block, open_tokens):
     """For each query block, the choices of its own tokens and of the open_tokens - 1 before them, oldest first."""
     T, before = choice_BGTA.shape[2], open_tokens - 1
-    padded = jnp.pad(
-        choice_BGTA, ((0, 0), (0, 0), (before, 0), (0, 0)), constant_values=-1
-    )
+    if before_BGUA is None:
+        before_BGUA = jnp.full_like(
+            choice_BGTA,
+            -1,
+            shape=(*choice_BGTA.shape[:2], before, choice_BGTA.shape[3]),
+        )
+    known = jnp.concatenate([before_BGUA, choice_BGTA], axis=2)
     token_QU = jnp.arange(0, T, block)[:, None] + jnp.arange(before + block)[None]
-    return padded[:, :, token_QU]
+    return known[:, :, token_QU]
 
 
 def _merge(key_BGQP, radix, num_blocks, length):
@@ -169,7 +181,7 @@ def _token_mask(id_BGQJ, opened_BGQJ, view, block):
         return jnp.broadcast_to(value_BT, (B, Q * block)).reshape(B, 1, Q, 1, block)
 
     id_BGQJ1 = id_BGQJ[..., None]
-    first, own = rows(view.first_BT), rows(view.own_1T)
+    first, own = rows(view.first_BT), rows(view.own_BT)
     bit = jnp.arange(block, dtype=jnp.uint32)
     is_open = ((opened_BGQJ[..., None] >> bit) & 1).astype(bool) & (id_BGQJ1 >= first)
     in_window = (id_BGQJ1 >= rows(view.low_BT)) & (id_BGQJ1 <= own)

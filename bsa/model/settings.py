@@ -6,7 +6,7 @@ from bsa.index import settings as index_settings
 
 KINDS = "dwcb"
 POSITIONS = "rn"
-REMATS = ("none", "layer", "dots")
+REMATS = ("none", "layer", "dots", "offload")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -34,6 +34,7 @@ class ModelSettings:
     norm_eps: float
     dtype: str
     remat: str
+    mlp_tokens: int
     implementation: str
     index: index_settings.IndexSettings
 
@@ -67,6 +68,10 @@ class ModelSettings:
         if any(w < 1 or w % self.index.C for w in self.window_tokens):
             raise ValueError(
                 f"model: window_tokens={self.window_tokens} must be whole blocks of C={self.index.C} tokens"
+            )
+        if self.mlp_tokens < 0:
+            raise ValueError(
+                f"model: mlp_tokens={self.mlp_tokens} cannot be negative; 0 is all at once"
             )
         if self.chunk_tokens < 1:
             raise ValueError(
