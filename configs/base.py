@@ -30,7 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.qkv_bias = False  # whether queries, keys and values have biases (Qwen2)
     model.tied = True  # whether the embeddings give the logits, too
     model.dtype = "bfloat16"  # of activations and matrix products; parameters are float32
-    model.remat = "layer"  # what backward recomputes: "none", "layer" (all of a layer), "dots" (all but matrix products)
+    model.remat = "layer"  # what backward recomputes: "none", "layer" (all of a layer), "dots" (all but matrix products), "offload" (all; a layer's input waits in the host's memory)
+    model.mlp_tokens = 0  # tokens of a row, on each of its devices, that the MLP takes at once; 0: all
     model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"
 
     scaling.kind = "none"  # none, linear, ntk, dynamic, yarn, llama3 or longrope; see bsa/model/rope.py
@@ -113,5 +114,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # devices over which rows are split; -1: all that are left
     mesh.fsdp = 1  # devices over which rows, parameters and optimiser state are split
+    mesh.context = 1  # devices over which the tokens of a row (and parameters, as by fsdp) are split
+    mesh.tensor = 1  # devices over which heads and the MLP are split; divides G
+    mesh.transport = "exchange"  # of keys to other devices' queries: "exchange" sends what is listed, "ring" everything
+    mesh.capacity_blocks = 0  # key blocks a device gets from each other one in a round of exchange; 0: all it has
 
     return config

@@ -27,12 +27,16 @@ class Chapters:
 
 
 def group(
-    point_BGMRK, log_count_BGMR, index: settings.IndexSettings
+    point_BGMRK,
+    log_count_BGMR,
+    index: settings.IndexSettings,
+    max_levels: int | None = None,
 ) -> tuple[Chapters, ...]:
-    """All levels of complete chapters, the finest first; a level without any ends the list."""
+    """Levels of complete chapters, the finest first, at most `max_levels`; a level without any ends the list."""
     shapes.check(point_BGMRK=point_BGMRK, log_count_BGMR=log_count_BGMR)
     levels = []
-    for _ in range(num_levels(point_BGMRK.shape[2], index)):
+    wanted = num_levels(point_BGMRK.shape[2], index)
+    for _ in range(wanted if max_levels is None else min(wanted, max_levels)):
         num = point_BGMRK.shape[2] // index.chapter_bookmarks
         members = index.chapter_bookmarks * num
         point_BGMRK, log_count_BGMR = join(

@@ -62,9 +62,23 @@ def extend(links: Links, nodes, id_M, low_BM, index: settings.IndexSettings) -> 
         id_M: int32, the new bookmarks, rising; ids past the capacity are ignored.
         low_BM: int32, the first bookmark that each may have as a parent.
     """
+    return enter(links, *find_parents(nodes, id_M, low_BM, index), id_M)
 
-    def of_group(links, nodes, low_M):
-        parent_MP, weight_MP = _parents(nodes, id_M, low_M, index)
+
+def find_parents(nodes, id_M, low_BM, index: settings.IndexSettings):
+    """parent_BGMP and weight_BGMP of new bookmarks; arguments as for `extend`, but ids need not follow each other."""
+
+    def of_group(nodes, low_M):
+        return _parents(nodes, id_M, low_M, index)
+
+    of_row = jax.vmap(of_group, in_axes=(0, None))
+    return jax.vmap(of_row)(nodes, low_BM)
+
+
+def enter(links: Links, parent_BGMP, weight_BGMP, id_M) -> Links:
+    """Enters new bookmarks, whose parents are found, into the links; arguments as for `extend`."""
+
+    def of_group(links, parent_MP, weight_MP):
         child_MP, num_children_M = _adopt(
             links.child_BGMP, links.num_children_BGM, parent_MP, id_M
         )
@@ -78,8 +92,7 @@ def extend(links: Links, nodes, id_M, low_BM, index: settings.IndexSettings) -> 
             depth_M,
         )
 
-    of_row = jax.vmap(of_group, in_axes=(0, 0, None))
-    return jax.vmap(of_row)(links, nodes, low_BM)
+    return jax.vmap(jax.vmap(of_group))(links, parent_BGMP, weight_BGMP)
 
 
 def similarity(voice_MRK, other_MRK, kind: str):

@@ -19,6 +19,7 @@ def unite(
     num_groups: int,
     *,
     num_blocks: int | None = None,
+    before_BGUA=None,
 ):
     """Builds the lists of all query blocks.
 
@@ -31,8 +32,9 @@ def unite(
         choice_BGTA: int32 block ids, distinct for a token, -1 where it chose fewer; None if nobody chooses.
         view: what tokens read anyway.
         num_groups: G.
-        num_blocks: more than any block id, where the tokens are part of a row; they begin at a whole query block, and
-            choices of tokens before them are not known here. None: the tokens are a row.
+        num_blocks: more than any block id, where the tokens are part of a row; they begin at a whole query block.
+            None: the tokens are a row.
+        before_BGUA: choices of the `open_tokens` - 1 tokens before them; None: there are none.
     Returns:
         A `BlockSelection`, and refused_BGQ: int32, how many chosen blocks found no room.
     Raises:
@@ -61,7 +63,7 @@ def unite(
     local_BGQP = jnp.broadcast_to(local_BGQP, (B, num_groups, *local_BGQP.shape[2:]))
     key_BGQP = jnp.where(local_BGQP < 0, -1, local_BGQP * radix)
     if choice_BGTA is not None:
-        id_BGQUA = _visible_choices(choice_BGTA, block, index.open_tokens)
+        id_BGQUA = _visible_choices(choice_BGTA, before_BGUA, block, index.open_tokens)
         time_UA = 1 + jnp.arange(span, dtype=jnp.int32)[:, None]
         chosen = jnp.where(id_BGQUA < 0, -1, id_BGQUA * radix + time_UA)
         key_BGQP = jnp.concatenate(
@@ -93,14 +95,18 @@ def _local_blocks(view, block):
     return jnp.where(both <= last_BQ, both, -1)
 
 
-def _visible_choices(choice_BGTA, block, open_tokens):
+def _visible_choices(choice_BGTA, before_BGUA, block, open_tokens):
     """For each query block, the choices of its own tokens and of the open_tokens - 1 before them, oldest first."""
     T, before = choice_BGTA.shape[2], open_tokens - 1
-    padded = jnp.pad(
-        choice_BGTA, ((0, 0), (0, 0), (before, 0), (0, 0)), constant_values=-1
-    )
+    if before_BGUA is None:
+        before_BGUA = jnp.full_like(
+            choice_BGTA,
+            -1,
+            shape=(*choice_BGTA.shape[:2], before, choice_BGTA.shape[3]),
+        )
+    known = jnp.concatenate([before_BGUA, choice_BGTA], axis=2)
     token_QU = jnp.arange(0, T, block)[:, None] + jnp.arange(before + block)[None]
-    return padded[:, :, token_QU]
+    return known[:, :, token_QU]
 
 
 def _merge(key_BGQP, radix, num_blocks, length):

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from bsa.index import build, local, metrics, route, unite
+from bsa.index import local, metrics
 from bsa.model import settings
-from pallas_kernels import dispatch, selection, shapes
+from bsa.parallel import attend as attend_lib
+from bsa.parallel import mesh, select
+from pallas_kernels import shapes
 
 DENSE_QUERY_TOKENS = 1024
 """Queries of a dense layer that are scored at once, so that memory stays linear in tokens."""
@@ -30,6 +32,7 @@ def attend(
     position_BT,
     model: settings.ModelSettings,
     layer: int,
+    placement: mesh.Placement = mesh.ALONE,
 ):
     """Runs the attention of one letter of the pattern.
 
@@ -37,6 +40,7 @@ def attend(
         segment_id_BT: int32, documents of the row; no attention crosses them.
         position_BT: int32, tokens since the document's beginning.
         layer: index into the pattern.
+        placement: devices that the arrays are split over.
     Returns:
         out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
         `scored_nodes` (bookmarks and chapters a token scored), `union_tokens`, `refused_choices`, `selection_entropy`,
@@ -45,7 +49,11 @@ def attend(
     kind = model.pattern[layer]
     scale = q_BTHK.shape[-1] ** -0.5
     if kind == "d":
-        out = dense(q_BTHK, k_BSGK, v_BSGK, segment_id_BT, scale)
+        arrays = q_BTHK, k_BSGK, v_BSGK, segment_id_BT
+        if placement.context == 1:
+            out = dense(*arrays, scale)
+        else:
+            out = attend_lib.dense(*arrays, placement, scale=scale)
         return out, {"attended_tokens": position_BT.mean(dtype=jnp.float32) + 1}
 
     mask_mod = None
@@ -61,21 +69,21 @@ def attend(
             sink_tokens=model.index.sink_tokens,
             key_block=model.index.C,
         )
-    choice_BGTA = None
     if kind == "b":
-        bookmarks = build.build_index(k_BSGK, model.index, view.start_BT)
-        choice_BGTA, scored_BGT = route.search(
-            q_BTHK, k_BSGK, bookmarks, view, model.index, scale=scale
+        (choice_BGTA, scored_BGT), lists, refused_BGQ = select.choose(
+            q_BTHK, k_BSGK, view, model.index, placement, scale=scale
         )
-    lists, refused_BGQ = unite.unite(choice_BGTA, view, model.index, model.G)
+    else:
+        lists, _ = select.read_locally(view, model.index, model.G, placement)
     lists = checkpoint_name(lists, SAVED)
-    out_BTHK, _ = dispatch.block_sparse_attention(
+    out_BTHK = attend_lib.block_sparse_attention(
         q_BTHK,
         k_BSGK,
         v_BSGK,
         lists,
+        segment_id_BT,
+        placement,
         scale=scale,
-        segment_ids=selection.SegmentIds(segment_id_BT, segment_id_BT),
         mask_mod=mask_mod,
         implementation=model.implementation,
     )

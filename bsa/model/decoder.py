@@ -1,10 +1,13 @@
 """Tokens to hidden states: the whole decoder, layers scanned. Called by `bsa.train`."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bsa.model import attention, layers, settings
+from bsa.parallel import mesh
 from pallas_kernels import shapes
 
 
@@ -12,6 +15,7 @@ class Decoder(nn.Module):
     """A decoder-only language model; layers follow the pattern, repeated."""
 
     model: settings.ModelSettings
+    placement: mesh.Placement = mesh.ALONE
 
     @nn.compact
     def __call__(self, token_BT, segment_id_BT, position_BT):
@@ -22,6 +26,7 @@ class Decoder(nn.Module):
             self.param("head_VD", init, (m.V, m.D))
         # Looked up in float32: the gradient's scatter-add to few rows would crawl in bfloat16.
         x_BTD = embedding_VD[token_BT].astype(m.dtype)
+        x_BTD = self.placement.constrain(x_BTD, "BTD")
         scanned = nn.scan(
             Group,
             variable_axes={"params": 0, "intermediates": 0},
@@ -29,7 +34,9 @@ class Decoder(nn.Module):
             in_axes=nn.broadcast,
             length=m.L // len(m.pattern),
         )
-        x_BTD, figures = scanned(m, name="groups")(x_BTD, segment_id_BT, position_BT)
+        x_BTD, figures = scanned(m, self.placement, name="groups")(
+            x_BTD, segment_id_BT, position_BT
+        )
         return layers.Norm(m.norm_eps, name="final_norm")(x_BTD), figures
 
 
@@ -37,24 +44,34 @@ class Group(nn.Module):
     """One repetition of the pattern: a layer for each letter."""
 
     model: settings.ModelSettings
+    placement: mesh.Placement = mesh.ALONE
 
     @nn.compact
     def __call__(self, x_BTD, segment_id_BT, position_BT):
         layer = layers.Layer
         if self.model.remat != "none":
             layer = nn.remat(layer, policy=_saved(self.model.remat), prevent_cse=False)
+        attend = functools.partial(attention.attend, placement=self.placement)
         figures = {}
         for i, kind in enumerate(self.model.pattern):
             name = f"{i}_{kind}"
-            x_BTD, figures[name] = layer(self.model, i, name=f"layer_{name}")(
-                x_BTD, segment_id_BT, position_BT
-            )
+            x_BTD, figures[name] = layer(
+                self.model, i, attend, self.placement, name=f"layer_{name}"
+            )(x_BTD, segment_id_BT, position_BT)
+            x_BTD = self.placement.constrain(x_BTD, "BTD")
         return x_BTD, figures
 
 
 def _saved(remat):
-    """What backward keeps: always the lists of key blocks, and matrix products if asked."""
+    """What backward keeps: always the lists of key blocks; matrix products, or layers' inputs on the host, if asked."""
     policies = jax.checkpoint_policies
+    if remat == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[attention.SAVED],
+            names_which_can_be_offloaded=[layers.LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     lists = policies.save_only_these_names(attention.SAVED)
     if remat == "layer":
         return lists
@@ -69,7 +86,14 @@ def init(key, model: settings.ModelSettings):
     return Decoder(model).init(key, tokens, tokens, tokens)["params"]
 
 
-def apply(params, token_BT, segment_id_BT, position_BT, model: settings.ModelSettings):
+def apply(
+    params,
+    token_BT,
+    segment_id_BT,
+    position_BT,
+    model: settings.ModelSettings,
+    placement: mesh.Placement = mesh.ALONE,
+):
     """Runs the decoder; pure.
 
     Args:
@@ -77,6 +101,7 @@ def apply(params, token_BT, segment_id_BT, position_BT, model: settings.ModelSet
         token_BT: int32 in [0, V).
         segment_id_BT: int32, documents of a packed row, equal within one; no attention crosses them.
         position_BT: int32, tokens since the beginning of the document.
+        placement: devices that rows and tokens are split over.
     Returns:
         hidden_BTD in the model's dtype, to be multiplied by `head` for logits, and figures: a dict
         with one entry for each letter of the pattern ("3_b"), see `attention.attend`; each leaf has a leading axis of
@@ -85,7 +110,7 @@ def apply(params, token_BT, segment_id_BT, position_BT, model: settings.ModelSet
     shapes.check(
         token_BT=token_BT, segment_id_BT=segment_id_BT, position_BT=position_BT
     )
-    return Decoder(model).apply(
+    return Decoder(model, placement).apply(
         {"params": params}, token_BT, segment_id_BT, position_BT
     )
 

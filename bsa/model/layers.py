@@ -5,10 +5,15 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from bsa.model import attention, rope, settings
+from bsa.parallel import mesh, pieces
 
 INITIAL_STD = 0.02
+
+LAYER_INPUT = "layer_input"
+"""Name under which a layer's input may wait for backward in the host's memory."""
 
 
 class Norm(nn.Module):
@@ -70,18 +75,24 @@ class Mlp(nn.Module):
     """SwiGLU (Shazeer, 2020)."""
 
     model: settings.ModelSettings
+    placement: mesh.Placement = mesh.ALONE
 
     @nn.compact
     def __call__(self, x_BTD):
         m = self.model
         init = nn.initializers.normal(INITIAL_STD)
-        gate_BTF = _project(
-            "BTD,DF->BTF", x_BTD, self.param("gate_DF", init, (m.D, m.F))
-        )
-        up_BTF = _project("BTD,DF->BTF", x_BTD, self.param("up_DF", init, (m.D, m.F)))
+        gate_DF = self.param("gate_DF", init, (m.D, m.F))
+        up_DF = self.param("up_DF", init, (m.D, m.F))
         down_init = nn.initializers.normal(INITIAL_STD / (2 * m.L) ** 0.5)
         down_FD = self.param("down_FD", down_init, (m.F, m.D))
-        return _project("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, down_FD)
+
+        def of_tokens(x):
+            gate, up = (_project("...d,df->...f", x, w) for w in (gate_DF, up_DF))
+            return _project("...f,fd->...d", jax.nn.silu(gate) * up, down_FD)
+
+        if not m.mlp_tokens:
+            return of_tokens(x_BTD)
+        return pieces.map_tokens(of_tokens, (x_BTD,), m.mlp_tokens, self.placement)
 
 
 class Layer(nn.Module):
@@ -90,17 +101,19 @@ class Layer(nn.Module):
     model: settings.ModelSettings
     layer: int
     attend: Callable = attention.attend
+    placement: mesh.Placement = mesh.ALONE
 
     @nn.compact
     def __call__(self, x_BTD, segment_id_BT, position_BT):
         m = self.model
+        x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
         normed = Norm(m.norm_eps, name="attention_norm")(x_BTD)
         out, figures = Attention(m, self.layer, self.attend, name="attention")(
             normed, segment_id_BT, position_BT
         )
         x_BTD += out
         normed = Norm(m.norm_eps, name="mlp_norm")(x_BTD)
-        return x_BTD + Mlp(m, name="mlp")(normed), figures
+        return x_BTD + Mlp(m, self.placement, name="mlp")(normed), figures
 
 
 def _project(equation, x, weight):

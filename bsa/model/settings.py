@@ -7,7 +7,7 @@ from bsa.model import rope
 
 KINDS = "dswcb"
 POSITIONS = "rn"
-REMATS = ("none", "layer", "dots")
+REMATS = ("none", "layer", "dots", "offload")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -35,6 +35,7 @@ class ModelSettings:
     norm_eps: float
     dtype: str
     remat: str
+    mlp_tokens: int
     implementation: str
     index: index_settings.IndexSettings
     rope_scaling: rope.Scaling = rope.UNSCALED
@@ -73,6 +74,10 @@ class ModelSettings:
                 raise ValueError(
                     f"model: window_tokens={self.window_tokens} must be whole blocks of C={self.index.C} tokens"
                 )
+        if self.mlp_tokens < 0:
+            raise ValueError(
+                f"model: mlp_tokens={self.mlp_tokens} cannot be negative; 0 is all at once"
+            )
         if self.chunk_tokens < 1:
             raise ValueError(
                 f"model: chunk_tokens={self.chunk_tokens} must be at least 1"

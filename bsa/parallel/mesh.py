@@ -1,10 +1,11 @@
 """Devices to a mesh, and the one table that says which axis of which array is split.
 
-`bsa/main.py` joins the processes of a cluster, makes the mesh and hands it to
-`bsa/train`, which asks here for the sharding of every array it owns.
+`bsa/main.py` joins the processes of a cluster and makes the mesh; `bsa/train` asks here for the sharding of every array
+it owns, and hands the model a `Placement`, by which its functions split activations.
 """
 
 import dataclasses
+import math
 
 import jax
 from absl import logging
@@ -12,42 +13,126 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import shapes
 
-MESH_AXES = ("data", "fsdp")
-# Rows (B) are split over all devices: fsdp devices hold different rows, too.
-ROW_AXES = ("data", "fsdp")
-# Axis letter of a parameter to the mesh axis that splits it; other letters are whole
-# on every device. The model width stands in every matrix, and is a power of two.
-PARAMETER_AXES = {"D": "fsdp"}
+MESH_AXES = ("data", "fsdp", "context", "tensor")
+"""Devices of the last axes are nearest to each other, and talk most."""
+
+TRANSPORTS = ("exchange", "ring")
+
+PARAMETER_AXES = {
+    **dict.fromkeys("HGFV", ("tensor",)),
+    "D": ("fsdp", "context"),
+}
+"""Axis letter of a parameter to the mesh axes that split it; other letters are whole on every device.
+
+The model width stands in every matrix, and is a power of two. Devices of one row's context would hold copies of the
+parameters, so they share them like those of fsdp.
+"""
+
+ACTIVATION_AXES = {
+    "B": ("data", "fsdp"),
+    **dict.fromkeys("TSQ", ("context",)),
+    **dict.fromkeys("HG", ("tensor",)),
+}
+"""The same for batches and activations: fsdp devices hold different rows, too."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
     """Devices along each mesh axis; -1 for one of them means all that are left.
 
+    `configs/base.py` gives unit and reason of each.
+
     Raises:
-        ValueError: an axis is 0 or less than -1, or more than one is -1.
+        ValueError: an axis is 0 or less than -1, more than one is -1, or the transport is not known.
     """
 
     data: int
     fsdp: int
+    context: int
+    tensor: int
+    transport: str
+    capacity_blocks: int
 
     def __post_init__(self):
-        sizes = (self.data, self.fsdp)
-        if (
-            any(size < -1 or size == 0 for size in sizes)
-            or self.data == self.fsdp == -1
-        ):
+        sizes = _sizes(self)
+        if any(size < -1 or size == 0 for size in sizes) or sizes.count(-1) > 1:
             raise ValueError(
-                f"mesh: data={self.data}, fsdp={self.fsdp}; "
-                "sizes are positive, and at most one is -1"
+                f"mesh: {_describe(sizes)}; sizes are positive, and at most one is -1"
             )
+        if self.transport not in TRANSPORTS:
+            raise ValueError(
+                f"mesh: transport={self.transport!r} is not one of {', '.join(TRANSPORTS)}"
+            )
+        if self.capacity_blocks < 0:
+            raise ValueError(
+                f"mesh: capacity_blocks={self.capacity_blocks} cannot be negative; 0 is a whole shard"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the model's functions run: on a mesh, or (`mesh=None`) on one device.
+
+    Attributes:
+        transport: how keys and values reach the queries of other devices: "exchange" or "ring".
+        capacity_blocks: key blocks that a device gets from each other one in a round of exchange; 0: all it has.
+    """
+
+    mesh: Mesh | None
+    transport: str = "exchange"
+    capacity_blocks: int = 0
+
+    @property
+    def context(self) -> int:
+        """Devices that share a row."""
+        return 1 if self.mesh is None else self.mesh.shape["context"]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether there is more than one device."""
+        return self.mesh is not None and self.mesh.size > 1
+
+    def constrain(self, x, axes: str):
+        """Splits an activation as the table says; changes no value."""
+        if not self.is_split:
+            return x
+        return jax.lax.with_sharding_constraint(
+            x, NamedSharding(self.mesh, activation_spec(axes))
+        )
+
+    def run_on_shards(self, function, *, inputs, outputs):
+        """`function` of what each device holds, as a function of whole arrays.
+
+        Args:
+            function: not wrapped if there is only one device.
+            inputs, outputs: trees of axis letters ("BTHK"), as `jax.shard_map` wants its specs.
+        """
+        if not self.is_split:
+            return function
+        in_specs, out_specs = jax.tree.map(activation_spec, (inputs, outputs))
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            check_vma=False,  # neither while loops nor kernels say what varies over which axis
+        )
+
+
+ALONE = Placement(None)
+"""One device."""
+
+
+def place(settings: MeshSettings, mesh: Mesh) -> Placement:
+    """What the model needs to know of a mesh and its settings."""
+    return Placement(mesh, settings.transport, settings.capacity_blocks)
 
 
 def initialize_distributed() -> None:
     """Joins the processes of a cluster; does nothing on a machine that is not in one.
 
-    To be called before anything else of JAX. The cluster is what JAX detects: Cloud
-    TPU, Slurm, Open MPI, Kubernetes, or JAX_COORDINATOR_ADDRESS and its companions.
+    To be called before anything else of JAX. The cluster is what JAX detects: Cloud TPU, Slurm, Open MPI, Kubernetes, or
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. If a process dies, the others end with an error.
 
     Raises:
         RuntimeError: JAX has been used already, or the other processes do not answer.
@@ -62,7 +147,7 @@ def initialize_distributed() -> None:
 
 
 def make_mesh(settings: MeshSettings, devices=None) -> Mesh:
-    """The mesh with axes "data" and "fsdp", both left to the compiler (`AxisType.Auto`).
+    """The mesh with `MESH_AXES`, all left to the compiler (`AxisType.Auto`).
 
     Args:
         settings: devices along each axis.
@@ -71,18 +156,19 @@ def make_mesh(settings: MeshSettings, devices=None) -> Mesh:
         ValueError: the axes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [settings.data, settings.fsdp]
+    sizes = _sizes(settings)
     if -1 in sizes:
-        free = sizes.index(-1)
-        sizes[free] = max(len(devices) // sizes[1 - free], 1)
-    data, fsdp = sizes
-    if data * fsdp != len(devices):
+        sizes[sizes.index(-1)] = max(len(devices) // -math.prod(sizes), 1)
+    if math.prod(sizes) != len(devices):
         raise ValueError(
-            f"mesh: data={data} times fsdp={fsdp} is {data * fsdp} devices, but there "
-            f"are {len(devices)}; data=-1, fsdp=1 always works"
+            f"mesh: {_describe(sizes)} is {math.prod(sizes)} devices, but there are {len(devices)}; "
+            "data=-1 and 1 for the others always works"
         )
     return jax.make_mesh(
-        (data, fsdp), MESH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+        tuple(sizes),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(MESH_AXES),
+        devices=devices,
     )
 
 
@@ -102,37 +188,68 @@ def state_sharding(mesh: Mesh, tree):
         ValueError: an array's rank is neither that of its name nor one more.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _spec(mesh, path, leaf.shape)), tree
+        lambda path, leaf: NamedSharding(mesh, _parameter_spec(mesh, path, leaf.shape)),
+        tree,
     )
+
+
+def activation_spec(axes: str) -> PartitionSpec:
+    """How an activation with these axes is split, by `ACTIVATION_AXES`; a digit is an axis that is whole."""
+    return PartitionSpec(*(ACTIVATION_AXES.get(letter) for letter in axes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over all devices; further axes whole."""
-    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+    """Rows over data and fsdp, their tokens over context."""
+    return NamedSharding(mesh, activation_spec("BT"))
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """A copy on every device, for what every process wants to read."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_rows(mesh: Mesh, num_rows: int) -> None:
+    """Raises ValueError unless rows divide evenly over the devices."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if num_rows % devices:
+        raise ValueError(
+            f"B={num_rows} rows do not divide over {devices} devices; B={-(-num_rows // devices) * devices} would"
+        )
 
 
 def global_batch(mesh: Mesh, batch):
-    """This process's rows to global arrays, each device holding its share of rows.
+    """The batch, which every process has made alike, to global arrays: each device gets its rows and its tokens of them.
 
     Args:
-        batch: a tree of NumPy arrays whose first axis is this process's rows; every
-            process brings equally many.
+        batch: a tree of NumPy arrays with axes BT.
     Raises:
-        ValueError: the rows do not divide evenly over the devices.
+        ValueError: rows or tokens do not divide evenly over the devices.
     """
-    rows = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
-    if rows % mesh.size:
+    B, T = jax.tree.leaves(batch)[0].shape
+    check_rows(mesh, B)
+    if T % mesh.shape["context"]:
         raise ValueError(
-            f"B={rows} rows do not divide over {mesh.size} devices; "
-            f"B={-(-rows // mesh.size) * mesh.size} would"
+            f"T={T} tokens do not divide over context={mesh.shape['context']} devices"
         )
     sharding = batch_sharding(mesh)
     return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch
+        lambda leaf: jax.make_array_from_callback(
+            leaf.shape, sharding, leaf.__getitem__
+        ),
+        batch,
     )
 
 
-def _spec(mesh, path, shape):
+def _sizes(settings):
+    """As asked for, in the order of `MESH_AXES`."""
+    return [settings.data, settings.fsdp, settings.context, settings.tensor]
+
+
+def _describe(sizes):
+    return ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes))
+
+
+def _parameter_spec(mesh, path, shape):
     """The axes of one leaf, by `PARAMETER_AXES`."""
     name = jax.tree_util.keystr(path[-1:], simple=True) if path else ""
     _, underscore, axes = name.rpartition("_")
@@ -144,7 +261,8 @@ def _spec(mesh, path, shape):
         return PartitionSpec()
     parts = [None] * (len(shape) - len(axes))
     for letter, size in zip(axes, shape[len(parts) :]):
-        axis = PARAMETER_AXES.get(letter)
-        fits = axis is not None and axis not in parts and size % mesh.shape[axis] == 0
-        parts.append(axis if fits else None)
+        split = PARAMETER_AXES.get(letter)
+        fits = split is not None and split not in parts
+        fits = fits and size % math.prod(mesh.shape[axis] for axis in split) == 0
+        parts.append(split if fits else None)
     return PartitionSpec(*parts)

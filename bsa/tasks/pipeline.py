@@ -1,6 +1,7 @@
 """Batches of tokens: what `bsa/train` feeds to the model, in training and evaluation.
 
-Every batch is a dict of numpy arrays, this process's rows of the global batch:
+Every process makes the same batches and hands its devices their parts, so that a run may
+go on with another number of processes or devices. Every batch is a dict of numpy arrays:
     token_BT: int32 in [0, 256), the bytes; 0 on padding.
     target_BT: int32, the byte that follows in the same document; 0 on padding.
     weight_BT: float32, 1 where the target counts, else 0.
@@ -8,8 +9,8 @@ Every batch is a dict of numpy arrays, this process's rows of the global batch:
         the row's end. With `cross_document`, all real tokens are segment 1.
     position_BT: int32, position within the piece of a document, 0 on padding. With
         `cross_document`, position within the row.
-The same settings, corpus and process give the same batches bit for bit: threads read
-ahead, and never decide an order.
+The same settings and corpus give the same batches bit for bit: threads read ahead, and
+never decide an order.
 """
 
 import functools
@@ -30,43 +31,31 @@ _READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=32)
 
 
 def train_batches(
-    corpus: corpus_lib.Corpus,
-    settings: settings_lib.DataSettings,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
+    corpus: corpus_lib.Corpus, settings: settings_lib.DataSettings
 ) -> grain.IterDataset:
     """Endless batches of shuffled training text, with passkey documents mixed in.
 
-    Each process reads its own pieces; an epoch reads each piece once, in an order of its
-    own. Every target of a passkey document counts, as in any other. The iterator's state
+    An epoch reads each piece once, in an order of its own. Every target of a passkey document counts, as in any other. The iterator's state
     (`get_state`, `set_state`, `grain.checkpoint.CheckpointSave`) names the exact next
     batch. Close it (`close()`) in a `finally`: its thread, if still alive when an error
     ends Python, aborts the process (SIGABRT in place of exit code 1).
 
     Raises:
-        ValueError: B does not divide among the processes, a side of the split is empty,
-            or there are fewer pieces than processes.
+        ValueError: a side of the split is empty.
     """
-    num_rows = _rows_per_process(settings, process_count)
     train_ids, _ = split.split(corpus, settings.heldout_percent)
     pieces = pieces_lib.Pieces(corpus, train_ids, settings.T)
-    if len(pieces) < process_count:
-        raise ValueError(
-            f"data: {len(pieces)} training pieces of up to T={settings.T} tokens for"
-            f" {process_count} processes; add text or reduce T"
-        )
-    texts = grain.MapDataset.source(pieces)[process_index::process_count]
+    texts = grain.MapDataset.source(pieces)
     texts = texts.seed(settings.seed).shuffle().repeat()
     if settings.passkey_share:
         make_passkey = functools.partial(_train_passkey, corpus, train_ids, settings)
-        numbers = grain.MapDataset.range(process_index, sys.maxsize, process_count)
+        numbers = grain.MapDataset.range(sys.maxsize)
         share = settings.passkey_share
         texts = grain.MapDataset.mix(
             [texts, numbers.map(make_passkey)], weights=[1 - share, share]
         )
     batches = _pack(texts, settings, seed=settings.seed)
-    batches = batches.batch(num_rows, drop_remainder=True)
+    batches = batches.batch(settings.B, drop_remainder=True)
     return _finish(batches, settings)
 
 
@@ -74,34 +63,27 @@ def heldout_batches(
     corpus: corpus_lib.Corpus,
     settings: settings_lib.DataSettings,
     num_batches: int,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> grain.IterDataset:
     """Up to `num_batches` batches of held-out text, the same whatever `settings.seed` is.
 
     Pieces are spread over the documents, so that few batches sample many. If the text
-    ends first, the last batch is filled up with rows of padding, of weight 0. All
-    processes get the same number of batches, and together the batches of one process.
+    ends first, the last batch is filled up with rows of padding, of weight 0.
 
     Raises:
-        ValueError: B does not divide among the processes, a side of the split is empty,
-            or `num_batches` is below 1.
+        ValueError: a side of the split is empty, or `num_batches` is below 1.
     """
-    num_rows = _rows_per_process(settings, process_count)
     _, heldout_ids = split.split(corpus, settings.heldout_percent)
     pieces = pieces_lib.Pieces(corpus, heldout_ids, settings.T)
     texts = grain.MapDataset.source(pieces.spread_order()).map(pieces.__getitem__)
-    first_row = process_index * num_rows
 
-    def take_rows(packed_B):
+    def fill_up(packed_B):
         full_B = np.zeros((settings.B, *packed_B.shape[1:]), packed_B.dtype)
         full_B[: len(packed_B)] = packed_B
-        return full_B[first_row : first_row + num_rows]
+        return full_B
 
     batches = _pack(texts, settings, seed=0).batch(settings.B)
     batches = batches.map(
-        lambda packed: {name: take_rows(rows) for name, rows in packed.items()}
+        lambda packed: {name: fill_up(rows) for name, rows in packed.items()}
     )
     return _finish(grain.experimental.LimitIterDataset(batches, num_batches), settings)
 
@@ -143,15 +125,6 @@ def passkey_batch(
         "segment_id_BT": np.ones_like(position_BT),
         "position_BT": position_BT,
     }
-
-
-def _rows_per_process(settings: settings_lib.DataSettings, process_count: int) -> int:
-    if settings.B % process_count:
-        raise ValueError(
-            f"data: B={settings.B} rows do not divide among {process_count} processes;"
-            f" make B a multiple of {process_count}"
-        )
-    return settings.B // process_count
 
 
 def _train_passkey(corpus, document_ids, settings, number) -> np.ndarray:

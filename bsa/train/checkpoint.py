@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
@@ -70,7 +69,8 @@ def open_manager(
         options=options,
         item_handlers={
             "state": ocp.StandardCheckpointHandler(),
-            "data": grain.checkpoint.CheckpointHandler(),
+            # Of one process: all read the same batches, and a run may go on with fewer of them.
+            "data": ocp.JsonCheckpointHandler(),
         },
     )
 
@@ -92,7 +92,7 @@ def save(
         return
     items = {"state": ocp.args.StandardSave(state)}
     if iterator is not None:
-        items["data"] = grain.checkpoint.CheckpointSave(iterator)
+        items["data"] = ocp.args.JsonSave(iterator.get_state())
     bits = (metrics or {}).get(METRIC, math.nan)
     manager.save(
         step,
@@ -157,8 +157,11 @@ def _restore(manager, step, abstract_state, iterator):
     _check_same_model(manager, step, abstract_state)
     items = {"state": ocp.args.StandardRestore(abstract_state)}
     if iterator is not None:
-        items["data"] = grain.checkpoint.CheckpointRestore(iterator)
-    return manager.restore(step, args=ocp.args.Composite(**items)).state
+        items["data"] = ocp.args.JsonRestore()
+    restored = manager.restore(step, args=ocp.args.Composite(**items))
+    if iterator is not None:
+        iterator.set_state(restored.data)
+    return restored.state
 
 
 def _check_same_model(manager, step, abstract_state):

@@ -24,7 +24,7 @@ class Evaluator:
     ):
         self._run, self._corpus, self._mesh = run, corpus, mesh
         self._starts = bucket_starts(run.data.T, run.evaluation.position_buckets)
-        self._step = step.make_evaluation_step(run, self._starts)
+        self._step = step.make_evaluation_step(run, mesh, self._starts)
 
     def bits_per_byte(self, params, num_batches: int) -> dict:
         """Bits per byte of held-out text, whole and by position in the document.
@@ -130,18 +130,12 @@ class Evaluator:
         )
 
     def _heldout_batches(self, num_batches):
-        return pipeline.heldout_batches(
-            self._corpus,
-            self._run.data,
-            num_batches,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        return pipeline.heldout_batches(self._corpus, self._run.data, num_batches)
 
     def _read_blocks(self, params):
         """float32 [query blocks, key blocks]: share of a query block's tokens that read each block, last layer."""
         batch = next(iter(self._heldout_batches(1)))
-        lists = step.make_selection_step(self._run)(
+        lists = step.make_selection_step(self._run, self._mesh)(
             params, meshes.global_batch(self._mesh, batch)
         )
         lists = jax.device_get(lists[max(lists)])

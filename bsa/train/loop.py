@@ -31,14 +31,7 @@ def train(
     Returns:
         The final parameters, or None if it was told to stop before the last step.
     """
-    batches = iter(
-        pipeline.train_batches(
-            corpus,
-            run.data,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-    )
+    batches = iter(pipeline.train_batches(corpus, run.data))
     manager = checkpoint.open_manager(workdir / "checkpoints", run.train)
     restored = checkpoint.restore_newest(
         manager, step.abstract_state(run, mesh), batches

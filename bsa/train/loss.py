@@ -3,40 +3,38 @@
 import jax
 import jax.numpy as jnp
 
+from bsa.parallel import mesh, pieces
 from pallas_kernels import shapes
 
 
-def cross_entropy(hidden_BTD, embedding_VD, target_BT, chunk_tokens: int):
+def cross_entropy(
+    hidden_BTD,
+    embedding_VD,
+    target_BT,
+    chunk_tokens: int,
+    placement: mesh.Placement = mesh.ALONE,
+):
     """Next-token loss of every position, `chunk_tokens` of each row at a time; backward recomputes the logits.
 
     Args:
         hidden_BTD: the decoder's output; logits are its products with the embeddings, in float32.
         target_BT: int32 in [0, V).
-        chunk_tokens: tokens of a row whose logits exist at the same time.
+        chunk_tokens: tokens of a row whose logits exist at the same time, on each device that holds part of it.
     Returns:
         nll_BT: float32, nats; and hit_BT: bool, whether the target was the likeliest token.
     """
-    sizes = shapes.check(
-        hidden_BTD=hidden_BTD, embedding_VD=embedding_VD, target_BT=target_BT
-    )
-    B, T = sizes["B"], sizes["T"]
-    piece = min(chunk_tokens, T)
-    pad = -T % piece
+    shapes.check(hidden_BTD=hidden_BTD, embedding_VD=embedding_VD, target_BT=target_BT)
     embedding_VD = embedding_VD.astype(hidden_BTD.dtype)
 
-    def pieces(x):
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, -1, piece, *x.shape[2:]), 1, 0)
-
-    @jax.checkpoint
-    def of_piece(arguments):
-        hidden, target = arguments
+    def of_piece(hidden_BTD, target_BT):
         logit_BTV = jnp.einsum(
-            "btd,vd->btv", hidden, embedding_VD, preferred_element_type=jnp.float32
+            "...td,vd->...tv",
+            hidden_BTD,
+            embedding_VD,
+            preferred_element_type=jnp.float32,
         )
-        chosen = jnp.take_along_axis(logit_BTV, target[..., None], axis=-1)[..., 0]
+        chosen = jnp.take_along_axis(logit_BTV, target_BT[..., None], axis=-1)[..., 0]
         nll = jax.nn.logsumexp(logit_BTV, axis=-1) - chosen
-        return nll, jnp.argmax(logit_BTV, axis=-1) == target
+        return nll, jnp.argmax(logit_BTV, axis=-1) == target_BT
 
-    nll, hit = jax.lax.map(of_piece, (pieces(hidden_BTD), pieces(target_BT)))
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(B, T + pad)[:, :T] for x in (nll, hit))
+    return pieces.map_tokens(of_piece, (hidden_BTD, target_BT), chunk_tokens, placement)

@@ -44,11 +44,18 @@ def check(run: settings.RunSettings, mesh: jax.sharding.Mesh) -> None:
     Raises:
         ValueError: they do not fit; the message says which.
     """
+    for rows in (run.data.B, run.evaluation.passkey_samples):
+        meshes.check_rows(mesh, rows)
+    tensor = mesh.shape["tensor"]
+    if run.model.G % tensor:
+        raise ValueError(f"G={run.model.G} heads do not divide over tensor={tensor}")
     rows = jax.ShapeDtypeStruct((run.data.B, run.data.T), jnp.int32)
     names = ("token_BT", "target_BT", "segment_id_BT", "position_BT")
     params = abstract_state(run, mesh).params
     jax.eval_shape(
-        functools.partial(_forward, run=run), params, dict.fromkeys(names, rows)
+        functools.partial(_forward, run=run, mesh=mesh),
+        params,
+        dict.fromkeys(names, rows),
     )
 
 
@@ -67,7 +74,7 @@ def make_train_step(run: settings.RunSettings, mesh: jax.sharding.Mesh):
         total = jnp.maximum(batch["weight_BT"].sum(), 1)
 
         def share_of_loss(params, part):
-            nll_BT, _, figures = _forward(params, part, run)
+            nll_BT, _, figures = _forward(params, part, run, mesh)
             return (nll_BT * part["weight_BT"]).sum() / total, figures
 
         loss_value, figures, gradient = _accumulate(
@@ -88,10 +95,14 @@ def make_train_step(run: settings.RunSettings, mesh: jax.sharding.Mesh):
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, optimizer_state), figures
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(
+        train_step, donate_argnums=0, out_shardings=(shardings, meshes.whole(mesh))
+    )
 
 
-def make_evaluation_step(run: settings.RunSettings, bucket_start: tuple[int, ...]):
+def make_evaluation_step(
+    run: settings.RunSettings, mesh: jax.sharding.Mesh, bucket_start: tuple[int, ...]
+):
     """Compiles (params, batch) -> sums and shares that are the same on every process.
 
     Args:
@@ -103,7 +114,7 @@ def make_evaluation_step(run: settings.RunSettings, bucket_start: tuple[int, ...
     edges = jnp.asarray(bucket_start)
 
     def evaluation_step(params, batch):
-        nll_BT, hit_BT, figures = _forward(params, batch, run)
+        nll_BT, hit_BT, figures = _forward(params, batch, run, mesh)
         weight_BT = batch["weight_BT"]
         bucket_BT = jnp.searchsorted(edges, batch["position_BT"], side="right") - 1
 
@@ -119,21 +130,21 @@ def make_evaluation_step(run: settings.RunSettings, bucket_start: tuple[int, ...
             "found": found_B.mean(),
         }
 
-    return jax.jit(evaluation_step)
+    return jax.jit(evaluation_step, out_shardings=meshes.whole(mesh))
 
 
-def make_selection_step(run: settings.RunSettings):
+def make_selection_step(run: settings.RunSettings, mesh: jax.sharding.Mesh):
     """Compiles (params, batch) -> the `BlockSelection` of every bookmark layer, by letter of the pattern."""
 
     def selections(params, batch):
-        _, figures = _decode(params, batch, run)
+        _, figures = _decode(params, batch, run, mesh)
         return {
             name: layer["selection"]
             for name, layer in figures.items()
             if "selection" in layer
         }
 
-    return jax.jit(selections)
+    return jax.jit(selections, out_shardings=meshes.whole(mesh))
 
 
 def _fresh_state(run):
@@ -145,24 +156,26 @@ def _fresh_state(run):
     )
 
 
-def _decode(params, batch, run):
+def _decode(params, batch, run, mesh):
     return decoder.apply(
         params,
         batch["token_BT"],
         batch["segment_id_BT"],
         batch["position_BT"],
         run.model,
+        meshes.place(run.mesh, mesh),
     )
 
 
-def _forward(params, batch, run):
+def _forward(params, batch, run, mesh):
     """Losses, hits and the layers' figures averaged over layers."""
-    hidden_BTD, layers = _decode(params, batch, run)
+    hidden_BTD, layers = _decode(params, batch, run, mesh)
     nll_BT, hit_BT = loss.cross_entropy(
         hidden_BTD,
         decoder.head(params),
         batch["target_BT"],
         run.train.loss_chunk_tokens,
+        meshes.place(run.mesh, mesh),
     )
     return nll_BT, hit_BT, _mean_figures(layers, batch["position_BT"])
 

@@ -53,6 +53,7 @@ MIXED = ModelSettings(
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
+    mlp_tokens=0,
     implementation="auto",
     index=INDEX,
 )

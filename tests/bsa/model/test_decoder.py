@@ -54,6 +54,7 @@ MODEL = ModelSettings(
     norm_eps=1e-6,
     dtype="float32",
     remat="none",
+    mlp_tokens=0,
     implementation="auto",
     index=INDEX,
 )

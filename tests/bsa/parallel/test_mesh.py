@@ -29,8 +29,13 @@ def devices():
     return jax.devices()
 
 
-def make_mesh(data, fsdp, devices):
-    return mesh_lib.make_mesh(mesh_lib.MeshSettings(data=data, fsdp=fsdp), devices)
+def make_settings(**changes):
+    return mesh_lib.MeshSettings(**base.get_config().mesh.to_dict() | changes)
+
+
+def make_mesh(data, fsdp, devices, context=1, tensor=1):
+    sizes = {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}
+    return mesh_lib.make_mesh(make_settings(**sizes), devices)
 
 
 def make_params():
@@ -67,13 +72,13 @@ def test_on_eight_devices():
 @pytest.mark.parametrize("sizes", [(0, 1), (1, -2), (-1, -1)])
 def test_impossible_settings(sizes):
     with pytest.raises(ValueError, match=f"data={sizes[0]}, fsdp={sizes[1]}"):
-        mesh_lib.MeshSettings(data=sizes[0], fsdp=sizes[1])
+        make_settings(data=sizes[0], fsdp=sizes[1])
 
 
 def test_one_device():
     mesh = make_mesh(-1, 1, jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1}
-    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+    assert set(mesh.axis_types) == {AxisType.Auto}
 
 
 def test_too_many_devices_asked_for():
@@ -98,32 +103,41 @@ def test_a_single_machine_needs_no_cluster():
 
 
 @pytest.mark.parametrize(
-    "asked, made", [((-1, 1), (8, 1)), ((2, -1), (2, 4)), ((4, 2), (4, 2))]
+    "asked, made",
+    [
+        ((-1, 1, 1, 1), (8, 1, 1, 1)),
+        ((2, -1, 2, 1), (2, 2, 2, 1)),
+        ((1, 1, -1, 2), (1, 1, 4, 2)),
+    ],
 )
 def test_minus_one_takes_all_that_are_left(devices, asked, made):
-    mesh = make_mesh(*asked, devices)
+    mesh = make_mesh(*asked[:2], devices, *asked[2:])
     assert tuple(mesh.shape.values()) == made
 
 
 def test_sizes_that_do_not_fit(devices):
-    with pytest.raises(ValueError, match=r"data=3 .* is 3 devices, but there are 8;"):
+    with pytest.raises(ValueError, match=r"data=3.* is 3 devices, but there are 8;"):
         make_mesh(3, 1, devices)
-    with pytest.raises(ValueError, match=r"data=2 .* is 6 devices, but there are 8;"):
+    with pytest.raises(ValueError, match=r"data=2.* is 6 devices, but there are 8;"):
         make_mesh(-1, 3, devices)
 
 
 def test_the_table_is_followed(devices):
-    mesh = make_mesh(2, 4, devices)
+    mesh = make_mesh(1, 2, devices, 2, 2)
+    model_width, heads = ("fsdp", "context"), ("tensor",)
     assert specs(mesh, make_params()) == {
-        "embedding_VD": PartitionSpec(None, "fsdp"),
+        "embedding_VD": PartitionSpec(heads, model_width),
         "layers": {
-            "query_DHK": PartitionSpec(None, "fsdp", None, None),
-            "down_FD": PartitionSpec(None, None, "fsdp"),
-            "odd_DF": PartitionSpec(None, None, None),  # 4 does not divide 10
+            "query_DHK": PartitionSpec(None, model_width, heads, None),
+            "down_FD": PartitionSpec(None, heads, model_width),
+            "odd_DF": PartitionSpec(None, None, heads),  # 4 does not divide 10
             "scale_D": PartitionSpec(),
         },
         "scale_D": PartitionSpec(),
     }
+    assert mesh_lib.activation_spec("BTHK") == PartitionSpec(
+        ("data", "fsdp"), ("context",), heads, None
+    )
 
 
 def test_moments_live_where_their_parameters_live(devices):
@@ -144,20 +158,24 @@ def test_moments_live_where_their_parameters_live(devices):
     assert query_DHK.addressable_shards[0].data.shape == (3, 4, 4, 8)
 
 
-def test_rows_are_split_over_all_devices(devices):
-    mesh = make_mesh(2, 4, devices)
-    rows = {"tokens_BT": np.arange(16 * 6).reshape(16, 6), "weight_B": np.ones(16)}
+def test_rows_and_their_tokens_are_split(devices):
+    mesh = make_mesh(2, 1, devices, 4)
+    rows = {"tokens_BT": np.arange(4 * 8).reshape(4, 8), "weight_BT": np.ones((4, 8))}
     batch = mesh_lib.global_batch(mesh, rows)
     for name, value in rows.items():
         sharding = mesh_lib.batch_sharding(mesh)
         assert batch[name].sharding.is_equivalent_to(sharding, value.ndim)
         np.testing.assert_array_equal(batch[name], value)
-    assert batch["tokens_BT"].addressable_shards[0].data.shape == (2, 6)
+    assert batch["tokens_BT"].addressable_shards[0].data.shape == (2, 2)
 
 
 def test_rows_that_do_not_divide(devices):
     with pytest.raises(ValueError, match=r"B=12 .* over 8 devices; B=16 would"):
         mesh_lib.global_batch(make_mesh(8, 1, devices), {"tokens_BT": np.ones((12, 3))})
+    with pytest.raises(ValueError, match="T=3 tokens do not divide over context=8"):
+        mesh_lib.global_batch(
+            make_mesh(1, 1, devices, 8), {"tokens_BT": np.ones((2, 3))}
+        )
 
 
 def test_a_checkpoint_is_restored_onto_another_mesh(devices, tmp_path):

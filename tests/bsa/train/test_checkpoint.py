@@ -213,7 +213,7 @@ def test_damage_that_the_manifest_cannot_see(directory, warnings):
 
 def test_nothing_readable_is_an_error_and_changes_nothing(directory):
     for step in ("10", "20"):
-        os.truncate(directory / step / "data" / "process_0-of-1.json", 3)
+        os.truncate(directory / step / "data" / "metadata", 3)
     before = newest_files(directory, 10), newest_files(directory, 20)
     with pytest.raises(ValueError, match=r"no checkpoint in .*10: data/.*; 20: data/"):
         restore(directory)

@@ -92,7 +92,7 @@ def test_padding_and_its_tokens_count_nothing():
     changed = dict(batch)
     changed["token_BT"] = np.where(batch["segment_id_BT"] > 0, batch["token_BT"], 7)
     params = step.initial_state(run, mesh).params
-    evaluation = step.make_evaluation_step(run, (0, 16))
+    evaluation = step.make_evaluation_step(run, mesh, (0, 16))
     sums, sums_changed = evaluation(params, batch), evaluation(params, changed)
     np.testing.assert_array_equal(sums["nats"], sums_changed["nats"])
     np.testing.assert_array_equal(sums["tokens"], [4 * 32, 4 * 28])
@@ -109,14 +109,18 @@ spec = importlib.util.spec_from_file_location("this", sys.argv[1])
 this = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(this)
 losses = []
-for data, fsdp in ((1, 1), (4, 2), (1, 8)):
+for sizes in (
+    {"data": 1},
+    {"data": 4, "fsdp": 2},
+    {"data": 1, "context": 4, "tensor": 2, "capacity_blocks": 1},
+):
     run = this.tiny_run()
     run = this.dataclasses.replace(
         run,
-        mesh=meshes.MeshSettings(data=data, fsdp=fsdp),
+        mesh=this.dataclasses.replace(run.mesh, **sizes),
         data=this.dataclasses.replace(run.data, B=8),
     )
-    mesh = meshes.make_mesh(run.mesh, jax.devices()[: data * fsdp])
+    mesh = meshes.make_mesh(run.mesh, jax.devices()[: 1 if len(sizes) == 1 else 8])
     state = step.initial_state(run, mesh)
     train_step = step.make_train_step(run, mesh)
     for seed in range(3):

@@ -1,0 +1,175 @@
+"""Which blocks each query block reads, over shards of a row: the index is built shard by shard, routing is global.
+
+Bookmarks are small, so every device gathers those of the whole row (chapters that do not straddle a shard, and the
+parents of each bookmark, too) and routes its own tokens through them. Called by `bsa.model.attention`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bsa.index import build, chapter, digest, link, local, route, settings, unite
+from bsa.parallel import mesh
+from pallas_kernels import selection, shapes
+
+
+def read_locally(
+    view: local.LocalView,
+    index: settings.IndexSettings,
+    num_groups: int,
+    placement: mesh.Placement,
+):
+    """The lists of layers that choose nothing, and refused_BGQ: see `unite.unite`."""
+    num_blocks = view.low_BT.shape[1] // view.key_block + 1
+
+    def unite_shard(view):
+        return unite.unite(
+            None, view, index, num_groups // _heads(placement), num_blocks=num_blocks
+        )
+
+    view_axes = _axes_of_view(view)
+    return placement.run_on_shards(
+        unite_shard, inputs=(view_axes,), outputs=(_axes_of_lists(index), "BGQ")
+    )(view)
+
+
+def choose(
+    q_BTHK,
+    k_BSGK,
+    view: local.LocalView,
+    index: settings.IndexSettings,
+    placement: mesh.Placement,
+    *,
+    scale: float,
+):
+    """Builds the index, routes each token, and unites what it chose with what it reads anyway.
+
+    Returns:
+        choice_BGTA and scored_BGT of `route.search`; and the lists and refused_BGQ of `unite.unite`.
+    Raises:
+        ValueError: shards are not whole blocks, heads do not divide, or the exact step is asked for across shards.
+    """
+    S = shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, low_BT=view.low_BT)["S"]
+    devices = placement.context
+    if devices > 1 and index.X:
+        raise ValueError(
+            f"index.X={index.X}: the exact step reads keys of other devices; set X=0 or mesh.context=1"
+        )
+
+    def choose_shard(q_BTHK, k_BSGK, view):
+        if devices == 1:
+            bookmarks = build.build_index(k_BSGK, index, view.start_BT)
+        else:
+            bookmarks = build_shard(k_BSGK, view.start_BT, index, devices)
+        B, T, G, K = k_BSGK.shape
+        keys = k_BSGK.reshape(B, T // index.C, index.C, G, K).transpose(0, 3, 1, 2, 4)
+        choice_BGTA, scored_BGT = route.search_blocks(
+            q_BTHK, keys, bookmarks, view.open_blocks, index, scale=scale
+        )
+        lists, refused_BGQ = unite.unite(
+            choice_BGTA,
+            view,
+            index,
+            G,
+            num_blocks=S // index.C + 1,
+            before_BGUA=_last_of_the_one_before(choice_BGTA, index, devices),
+        )
+        return (choice_BGTA, scored_BGT), lists, refused_BGQ
+
+    _check_blocks(S, index, devices)
+    return placement.run_on_shards(
+        choose_shard,
+        inputs=("BTHK", "BSGK", _axes_of_view(view)),
+        outputs=(("BGTA", "BGT"), _axes_of_lists(index), "BGQ"),
+    )(q_BTHK, k_BSGK, view)
+
+
+def build_shard(
+    k_BSGK, start_BS, index: settings.IndexSettings, devices: int
+) -> build.BookmarkIndex:
+    """`build.build_index` of a row of which this device holds a part; the index is whole on every device.
+
+    Args:
+        start_BS: int32, place in the whole row where each token's document begins.
+        devices: along "context".
+    """
+    sizes = shapes.check(k_BSGK=k_BSGK, start_BS=start_BS)
+    B, S, G, K = (sizes[letter] for letter in "BSGK")
+    num = S // index.C
+    k_BGNCK = k_BSGK.reshape(B, num, index.C, G, K).transpose(0, 3, 1, 2, 4)
+    point, log_count, quote_BGMR = digest.summarise(k_BGNCK, index)
+    own_M = lax.axis_index("context") * num + jnp.arange(num, dtype=jnp.int32)
+    quote = build.quote_token(quote_BGMR, own_M, index.C)
+    chapters = _chapters(point, log_count, index, devices)
+    point, log_count, quote = _gather((point, log_count, quote))
+    bookmarks = build.BookmarkIndex(point, log_count, quote, chapters, None)
+    if not index.P:
+        return bookmarks
+    low_BM = build.first_bookmark(start_BS[:, index.C - 1 :: index.C], index.C)
+    parents = _gather(link.find_parents(bookmarks.nodes, own_M, low_BM, index))
+    total = num * devices
+    links = link.enter(
+        link.empty(B, G, total, index), *parents, jnp.arange(total, dtype=jnp.int32)
+    )
+    return dataclasses.replace(bookmarks, links=links)
+
+
+def _chapters(point_BGMRK, log_count_BGMR, index, devices):
+    """All levels, whole: those that divide evenly among the devices are made by each for its own part."""
+    num = point_BGMRK.shape[2]
+    wanted = chapter.num_levels(num * devices, index)
+    shared = 0
+    while shared < wanted and num % index.chapter_bookmarks ** (shared + 1) == 0:
+        shared += 1
+    levels = _gather(chapter.group(point_BGMRK, log_count_BGMR, index, shared))
+    if shared:
+        last = levels[-1].point_BGERK, levels[-1].log_count_BGER
+    else:
+        last = _gather((point_BGMRK, log_count_BGMR))
+    return levels + chapter.group(*last, index, wanted - shared)
+
+
+def _last_of_the_one_before(choice_BGTA, index, devices):
+    """Choices of the tokens just before this device's; None on a single one, and none before the first."""
+    num = index.open_tokens - 1
+    if devices == 1 or not num:
+        return None
+    if num > choice_BGTA.shape[2]:
+        raise ValueError(
+            f"open_tokens={index.open_tokens}: choices stay open past a whole shard of {choice_BGTA.shape[2]} tokens"
+        )
+    pairs = [(i, i + 1) for i in range(devices - 1)]
+    sent = lax.ppermute(choice_BGTA[:, :, -num:], "context", pairs)
+    return jnp.where(lax.axis_index("context") == 0, -1, sent)
+
+
+def _gather(tree):
+    """Arrays with axes BGM.. of all devices, in order."""
+    return jax.tree.map(
+        lambda x: lax.all_gather(x, "context", axis=2, tiled=True), tree
+    )
+
+
+def _check_blocks(S, index, devices):
+    """Raises ValueError unless every device gets whole blocks."""
+    for name in ("C", "query_block"):
+        if S % (devices * getattr(index, name)):
+            raise ValueError(
+                f"T={S} tokens over context={devices} devices are no whole blocks of "
+                f"index.{name}={getattr(index, name)}; make T a multiple of {devices * getattr(index, name)}"
+            )
+
+
+def _heads(placement):
+    """Devices that split the heads."""
+    return 1 if placement.mesh is None else placement.mesh.shape["tensor"]
+
+
+def _axes_of_view(view):
+    return jax.tree.map(lambda _: "BT", view)
+
+
+def _axes_of_lists(index):
+    return selection.BlockSelection("BGQJ", "BGQ", "BGQJ", index.query_block, index.C)
