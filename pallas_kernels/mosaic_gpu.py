@@ -1,8 +1,8 @@
 """Block-sparse attention on Hopper GPUs: fits a call to the kernel's tiles, and joins its gradient.
 
-The kernel is written in Pallas Mosaic GPU. It has been interpreted and compiled, never run
-on a card, so "auto" doesn't choose it. The backward pass is that of `xla`, until there are
-kernels for it.
+The kernels are written in Pallas Mosaic GPU. They have been interpreted and compiled, never
+run on a card, so "auto" doesn't choose them. A `score_mod` whose derivative is made of more
+than `mosaic_gpu_backward.ELEMENTWISE` is differentiated by `xla`.
 """
 
 import dataclasses
@@ -13,19 +13,14 @@ import jax.numpy as jnp
 
 from pallas_kernels import (
     closure,
+    mosaic_gpu_backward,
     mosaic_gpu_forward,
-    mosaic_gpu_plan,
+    mosaic_gpu_operands,
     tiles,
     xla,
 )
 
-BLOCKS = (16, 32, 64, 128)
-"""Query and key blocks that fill tiles, tokens."""
-WIDTHS = (64, 128, 256)
-"""Head widths; smaller ones are padded with zeros."""
-MAX_LIST = 3072
-"""Entries of a list that fit in shared memory beside the tiles."""
-INSTEAD = "use implementation='xla' (any device) or 'reference' (small inputs)"
+INSTEAD = mosaic_gpu_operands.INSTEAD
 
 
 def attend(
@@ -74,14 +69,15 @@ def _check_call(q_BTHK, selection, options):
         raise NotImplementedError(
             f"mosaic_gpu multiplies bfloat16 or float16, not {dtype}: {INSTEAD}"
         )
-    if K > WIDTHS[-1]:
+    widest = mosaic_gpu_operands.WIDTHS[-1]
+    if K > widest:
         raise NotImplementedError(
-            f"mosaic_gpu has heads of at most {WIDTHS[-1]}, not K={K}: {INSTEAD}"
+            f"mosaic_gpu has heads of at most {widest}, not K={K}: {INSTEAD}"
         )
     for name in ("query_block", "key_block"):
-        if getattr(selection, name) not in BLOCKS:
+        if getattr(selection, name) not in mosaic_gpu_operands.BLOCKS:
             raise NotImplementedError(
-                f"mosaic_gpu has blocks of {BLOCKS} tokens, not "
+                f"mosaic_gpu has blocks of {mosaic_gpu_operands.BLOCKS} tokens, not "
                 f"{name}={getattr(selection, name)}: {INSTEAD}"
             )
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
@@ -99,75 +95,29 @@ def _check_call(q_BTHK, selection, options):
 def _attend(static, differentiated, others):
     """Pads, runs the kernel, and cuts the padding off."""
     rules, interpret = static
-    q_BTHK, k_BSGK, v_BSGK, bias_BGTJ = differentiated
-    selection, segment_ids, offset_2 = others
-    (B, T, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
-    width = next(x for x in WIDTHS if x >= K)
-    rows = H // G * selection.query_block
-    sizes = tiles.hopper_forward(rows, width)
-    if selection.key_block > sizes.keys:
-        selection, bias_BGTJ = _halve_blocks(selection, bias_BGTJ)
-    # Lists end at whole tiles, and start at multiples of 128 bytes.
-    J = _round_up(selection.block_id_BGQJ.shape[-1], 32)
-    if J > MAX_LIST:
-        raise NotImplementedError(
-            f"mosaic_gpu has lists of at most {MAX_LIST} entries, not J={J}: {INSTEAD}"
-        )
-    Q, C = selection.count_BGQ.shape[-1], selection.key_block
-    plan = mosaic_gpu_plan.Plan(
-        B=B,
-        H=H,
-        G=G,
-        K=width,
-        Q=Q,
-        J=J,
-        query_block=selection.query_block,
-        key_block=C,
-        num_keys=S,
-        dtype=jnp.dtype(q_BTHK.dtype),
-        has_mask=selection.token_mask_BGQJ is not None,
-        has_bias=bias_BGTJ is not None,
-        has_segments=segment_ids is not None,
-        tiles=sizes,
-        interpreted=bool(interpret),
-        scale=rules.scale,
-        causal=rules.causal,
-        score_mod=rules.score_mod,
-        mask_mod=rules.mask_mod,
+    plan, operands, _ = mosaic_gpu_operands.prepare(
+        tiles.hopper_forward, rules, interpret, differentiated, others
     )
-    tokens, keys = Q * plan.query_block, _round_up(S, C)
-    query_BT, key_BS = (None, None) if segment_ids is None else segment_ids
-    mask_BGQJ = selection.token_mask_BGQJ
-    if plan.has_mask:
-        mask_BGQJ = jax.lax.bitcast_convert_type(mask_BGQJ, jnp.int32)
-    operands = mosaic_gpu_plan.Operands(
-        q_BTHK=_pad(q_BTHK, {1: tokens, 3: width}),
-        k_BSGK=_pad(k_BSGK, {1: keys, 3: width}),
-        v_BSGK=_pad(v_BSGK, {1: keys, 3: width}),
-        block_id_BGQJ=_pad(selection.block_id_BGQJ, {3: J}),
-        count_BGQ=selection.count_BGQ,
-        offset_2=offset_2,
-        token_mask_BGQJ=_pad(mask_BGQJ, {3: J}),
-        bias_rows=_spread_bias(plan, _pad(bias_BGTJ, {2: tokens, 3: J})),
-        segment_rows=_spread_tokens(plan, _pad(query_BT, {1: tokens})),
-        segment_key_BS=_pad(key_BS, {1: keys}),
-    )
+    _, T, _, K = differentiated[0].shape
     out_BTHK, lse_rows = mosaic_gpu_forward.run(plan, operands, interpret)
-    lse_rows = lse_rows[..., : plan.heads * plan.query_block]
-    lse_BGQHT = lse_rows.reshape(B, G, Q, plan.heads, plan.query_block)
-    lse_BHT = lse_BGQHT.swapaxes(2, 3).reshape(B, H, tokens)
+    lse_BHT = mosaic_gpu_operands.from_rows(plan, lse_rows)
     return out_BTHK[:, :T, :, :K], lse_BHT[..., :T]
 
 
 def _forward(static, differentiated, others):
-    """Saves the inputs alone."""
-    return _attend(static, differentiated, others), (differentiated, others)
+    """Saves what the kernels of the backward pass read."""
+    out_BTHK, lse_BHT = _attend(static, differentiated, others)
+    return (out_BTHK, lse_BHT), (differentiated, others, out_BTHK, lse_BHT)
 
 
-def _backward(static, inputs, cotangents):
-    """Differentiates `xla`, which computes its own forward pass again."""
-    rules, _ = static
-    differentiated, (selection, segment_ids, offset_2) = inputs
+def _backward(static, saved, cotangents):
+    """Gradients by the kernels, or by `xla` if they can't differentiate the `score_mod`."""
+    rules, interpret = static
+    if mosaic_gpu_backward.can_differentiate(rules.score_mod):
+        return mosaic_gpu_backward.differentiate(
+            rules, interpret, saved, cotangents
+        ), None
+    differentiated, (selection, segment_ids, offset_2), *_ = saved
     rules = dataclasses.replace(rules, query_offset=offset_2[0], key_offset=offset_2[1])
 
     def attend_by_xla(q_BTHK, k_BSGK, v_BSGK, bias_BGTJ):
@@ -180,50 +130,3 @@ def _backward(static, inputs, cotangents):
 
 
 _attend.defvjp(_forward, _backward)
-
-
-def _halve_blocks(selection, bias_BGTJ):
-    """The same lists with key blocks half as long, for a key tile shorter than a block."""
-
-    def double(x_J):
-        return None if x_J is None else jnp.repeat(x_J, 2, axis=-1)
-
-    block_id_BGQJ = double(selection.block_id_BGQJ)
-    half_J = jnp.arange(block_id_BGQJ.shape[-1], dtype=jnp.int32) % 2
-    halved = dataclasses.replace(
-        selection,
-        block_id_BGQJ=jnp.where(block_id_BGQJ < 0, -1, 2 * block_id_BGQJ + half_J),
-        count_BGQ=2 * selection.count_BGQ,
-        token_mask_BGQJ=double(selection.token_mask_BGQJ),
-        key_block=selection.key_block // 2,
-    )
-    return halved, double(bias_BGTJ)
-
-
-def _spread_tokens(plan, x_BT):
-    """`Operands.segment_rows`."""
-    if x_BT is None:
-        return None
-    x_BQT = x_BT.reshape(plan.B, plan.Q, plan.query_block)
-    return jnp.tile(x_BQT, (1, 1, plan.part_heads))
-
-
-def _spread_bias(plan, bias_BGTJ):
-    """`Operands.bias_rows`: as many copies of the bias as a part has heads."""
-    if bias_BGTJ is None:
-        return None
-    bias_BGQTJ = bias_BGTJ.reshape(plan.B, plan.G, plan.Q, plan.query_block, plan.J)
-    return jnp.tile(bias_BGQTJ.swapaxes(3, 4), (1, 1, 1, 1, plan.part_heads))
-
-
-def _round_up(x, multiple):
-    """The smallest multiple that is at least x."""
-    return -(-x // multiple) * multiple
-
-
-def _pad(x, sizes):
-    """Pads axes with zeros up to sizes, {axis: size}; None passes through."""
-    if x is None:
-        return None
-    padding = [(0, sizes.get(axis, size) - size) for axis, size in enumerate(x.shape)]
-    return jnp.pad(x, padding) if any(after for _, after in padding) else x

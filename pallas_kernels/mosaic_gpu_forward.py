@@ -9,7 +9,6 @@ After JAX's `attention_mgpu.py` and FlashAttention-3 (arXiv 2407.08608). Not tim
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import mosaic_gpu_gather, mosaic_gpu_logits, mosaic_gpu_plan
+from pallas_kernels import (
+    mosaic_gpu_gather,
+    mosaic_gpu_logits,
+    mosaic_gpu_matmul,
+    mosaic_gpu_plan,
+)
 
 PART = mosaic_gpu_plan.PART
-LOG2E = math.log2(math.e)
 LOWEST = -1e30
 """Running maximum of a row that has met no key: finite, so that no inf is subtracted."""
 
@@ -31,12 +34,11 @@ def run(plan, operands, interpret):
     Returns:
         out_BTHK, and the lse of rows as [B, G, Q, list_parts * 64], natural log.
     """
-    names = [x for x, y in operands._asdict().items() if y is not None]
-    arrays = [getattr(operands, x) for x in names]
+    arrays, tree = jax.tree.flatten(operands)
 
     def body(*refs):
-        inputs = mosaic_gpu_plan.Operands(**dict(zip(names, refs)))
-        _run_thread(plan, inputs, *refs[len(names) :])
+        inputs = tree.unflatten(refs[: len(arrays)])
+        _run_thread(plan, inputs, *refs[len(arrays) :])
 
     kernel = plgpu.kernel(
         body,
@@ -84,27 +86,26 @@ def _consume(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers, warpgro
     team, offset = mosaic_gpu_plan.divide(warpgroup, tiles.parts)
     place = mosaic_gpu_plan.locate(plan, inputs, team)
     part = place.part + offset
-    q_ref = shared.q.at[warpgroup]
-    slices = mosaic_gpu_plan.head_slices(plan, place, part)
-    for rows, tokens, head, _ in slices:
-        # A row of padding repeats the last head, and isn't stored.
-        last = jnp.minimum(head, plan.heads - 1)
-        plgpu.copy_gmem_to_smem(
-            inputs.q_BTHK.at[place.b, tokens, place.g * plan.heads + last],
-            q_ref.at[rows],
-            barriers.q.at[warpgroup],
-        )
+    q_ref, barrier = shared.q.at[warpgroup], barriers.q.at[warpgroup]
+    mosaic_gpu_gather.copy_queries(
+        plan, inputs, place, part, [(inputs.q_BTHK, q_ref)], barrier
+    )
     _, token_part = mosaic_gpu_plan.divide(part, plan.token_parts)
+    segment_ref = None
     if plan.has_segments:
+        segment_ref = shared.segment_query.at[warpgroup]
         plgpu.copy_gmem_to_smem(
             inputs.segment_rows.at[place.b, place.i, pl.ds(token_part * PART, PART)],
-            shared.segment_query.at[warpgroup],
-            barriers.q.at[warpgroup],
+            segment_ref,
+            barrier,
         )
-    plgpu.barrier_wait(barriers.q.at[warpgroup])
+    plgpu.barrier_wait(barrier)
     plgpu.barrier_wait(barriers.lists.at[team])
-    rows = mosaic_gpu_logits.describe_rows(plan, inputs, shared, place, part, warpgroup)
-    weigh = functools.partial(mosaic_gpu_logits.weigh, plan, inputs, shared, rows)
+    rows = mosaic_gpu_logits.describe_rows(
+        plan, inputs, place.g, place.i, part, segment_ref
+    )
+    task = mosaic_gpu_logits.Task(place, team, token_part, rows)
+    weigh = functools.partial(mosaic_gpu_logits.weigh, plan, inputs, shared, task)
     acc, maximum, total = _attend(
         plan, q_ref, shared, barriers, team, offset, place.steps, weigh
     )
@@ -112,11 +113,11 @@ def _consume(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers, warpgro
     empty = total == 0.0
     inverse = 1.0 / jnp.where(empty, 1.0, total)
     acc *= lax.broadcast_in_dim(inverse, acc.shape, [0])
-    lse = maximum * (1 / LOG2E) + jnp.log(jnp.where(empty, 1.0, total))
+    lse = maximum * (1 / mosaic_gpu_plan.LOG2E) + jnp.log(jnp.where(empty, 1.0, total))
     q_ref[...] = acc.astype(plan.dtype)
     shared.lse.at[warpgroup][...] = jnp.where(empty, -jnp.inf, lse)
     plgpu.commit_smem()
-    for rows, tokens, head, real in slices:
+    for rows, tokens, head, real in mosaic_gpu_plan.head_slices(plan, place.i, part):
 
         @pl.when(real)
         def _store(rows=rows, tokens=tokens, head=head):
@@ -132,23 +133,6 @@ def _consume(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers, warpgro
     plgpu.wait_smem_to_gmem(0)
 
 
-def _multiply_add(plan, acc, x, y_ref, meanwhile):
-    """acc + x @ y on the tensor cores; `meanwhile` runs while they work."""
-    if plan.interpreted:
-        # Interpret mode has neither `run_state` nor an operand in registers. Unlike the
-        # tensor cores' reads, this one isn't ordered before the copy that comes next.
-        meanwhile()
-        y = y_ref[...]
-        plgpu.commit_smem()
-        return acc + jnp.dot(x, y, preferred_element_type=jnp.float32)
-
-    def multiply_add(acc_ref):
-        plgpu.wgmma(acc_ref, x, y_ref)
-        meanwhile()
-
-    return pl.run_state(multiply_add)(plgpu.ACC.init(acc))
-
-
 def _attend(plan, q_ref, shared, barriers, team, offset, steps, weigh):
     """Online softmax of a part over its key tiles.
 
@@ -156,7 +140,7 @@ def _attend(plan, q_ref, shared, barriers, team, offset, steps, weigh):
         The sum of weighted values, the largest logit in bits, and the sum of weights.
     """
     tiles = plan.tiles
-    to_bits = LOG2E if plan.is_scaled else plan.scale * LOG2E
+    to_bits = plan.to_bits
 
     def take_turn():
         if tiles.parts > 1:
@@ -170,17 +154,14 @@ def _attend(plan, q_ref, shared, barriers, team, offset, steps, weigh):
         acc, maximum, total = carry
         slot = slot_of(step)
 
-        def multiply_keys(acc_ref):
-            plgpu.wgmma(acc_ref, q_ref, shared.k.at[slot].transpose((1, 0)))
-            take_turn()
-            return acc_ref[...]
-
-        s = pl.run_scoped(multiply_keys, plgpu.ACC((PART, tiles.keys), jnp.float32))
+        (s,) = mosaic_gpu_matmul.multiply(
+            (q_ref, shared.k.at[slot].transpose((1, 0))), meanwhile=take_turn
+        )
         # Bias and segments lie in the stage of the keys.
         keep_stage = plan.has_bias or plan.has_segments
         if not keep_stage:
             plgpu.barrier_arrive(barriers.k_free.at[slot])
-        pieces = weigh(slot=slot, entry=step * plan.blocks, s=s)
+        pieces, _ = weigh(slot=slot, entry=step * plan.blocks, s=s)
         if keep_stage:
             plgpu.commit_smem()  # Orders what was read before the copy that comes next.
             plgpu.barrier_arrive(barriers.k_free.at[slot])
@@ -192,8 +173,7 @@ def _attend(plan, q_ref, shared, barriers, team, offset, steps, weigh):
         pieces = [jnp.exp2(x * to_bits - shift) for x in pieces]
         acc *= lax.broadcast_in_dim(decay, acc.shape, [0])
         total = total * decay + functools.reduce(jnp.add, pieces).sum(axis=1)
-        pieces = [x.astype(plan.dtype) for x in pieces]
-        p = pieces[0] if plan.blocks == 1 else jnp.concatenate(pieces, axis=1)
+        p = mosaic_gpu_logits.join(plan, pieces)
         acc, total, largest, p = lax.optimization_barrier((acc, total, largest, p))
         if tiles.parts > 1:
             plgpu.barrier_arrive(barriers.turn.at[team])
@@ -206,18 +186,17 @@ def _attend(plan, q_ref, shared, barriers, team, offset, steps, weigh):
                 lambda: plgpu.barrier_wait(barriers.k.at[slot_of(step + 1)])
             )
 
-        acc = _multiply_add(plan, acc, p, shared.v.at[slot], wait_for_keys)
+        (acc,) = mosaic_gpu_matmul.multiply_add(
+            plan, [acc], [(p, shared.v.at[slot])], wait_for_keys
+        )
         plgpu.barrier_arrive(barriers.v_free.at[slot])
         return acc, largest, total
 
+    row = mosaic_gpu_logits.ROW
     carry = (
-        plgpu.layout_cast(
-            jnp.full((PART, plan.K), 0.0, jnp.float32), plgpu.Layout.WGMMA
-        ),
-        plgpu.layout_cast(
-            jnp.full((PART,), LOWEST, jnp.float32), mosaic_gpu_logits.ROW
-        ),
-        plgpu.layout_cast(jnp.full((PART,), 0.0, jnp.float32), mosaic_gpu_logits.ROW),
+        mosaic_gpu_matmul.zeros(PART, plan.K, layout=plgpu.Layout.WGMMA),
+        plgpu.layout_cast(jnp.full((PART,), LOWEST, jnp.float32), row),
+        mosaic_gpu_matmul.zeros(PART, layout=row),
     )
     pl.when(steps > 0)(lambda: plgpu.barrier_wait(barriers.k.at[slot_of(0)]))
     pl.when(offset == 1)(take_turn)

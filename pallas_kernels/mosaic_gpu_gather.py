@@ -19,7 +19,10 @@ COPY_IDS = 256
 
 
 class Shared(NamedTuple):
-    """Shared memory; the first axis counts consumers, teams, or teams x stages."""
+    """Shared memory; the first axis counts consumers, teams, or teams x stages.
+
+    The last three are those of the pass for dQ.
+    """
 
     q: Any
     k: Any
@@ -30,6 +33,9 @@ class Shared(NamedTuple):
     bias: Any
     segment_query: Any
     segment_key: Any
+    d_out: Any = None
+    delta: Any = None
+    dbias: Any = None
 
 
 class Barriers(NamedTuple):
@@ -44,8 +50,8 @@ class Barriers(NamedTuple):
     turn: Any
 
 
-def shared_types(plan):
-    """Shared memory of a thread block."""
+def shared_types(plan, backward=False):
+    """Shared memory of a thread block of the forward pass, or of the one for dQ."""
     tiles = plan.tiles
     ring = tiles.teams * tiles.stages
     transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
@@ -56,14 +62,17 @@ def shared_types(plan):
     def ids(*shape):
         return plgpu.SMEM(shape, jnp.int32)
 
+    def floats(*shape):
+        return plgpu.SMEM(shape, jnp.float32)
+
     return Shared(
         q=matrix(tiles.consumers, PART),
         k=matrix(ring, tiles.keys),
         v=matrix(ring, tiles.keys),
-        lse=plgpu.SMEM((tiles.consumers, PART), jnp.float32),
+        lse=floats(tiles.consumers, PART),
         block_id=ids(tiles.teams, plan.J),
         token_mask=ids(tiles.teams, plan.J) if plan.has_mask else None,
-        bias=plgpu.SMEM((ring, plan.blocks, plan.token_parts * PART), jnp.float32)
+        bias=floats(ring, plan.blocks, plan.token_parts * PART)
         if plan.has_bias
         else None,
         segment_query=ids(tiles.consumers, PART) if plan.has_segments else None,
@@ -71,21 +80,26 @@ def shared_types(plan):
         segment_key=ids(ring, plan.blocks, max(plan.key_block, 32))
         if plan.has_segments
         else None,
+        d_out=matrix(tiles.consumers, PART) if backward else None,
+        delta=floats(tiles.consumers, PART) if backward else None,
+        dbias=floats(tiles.consumers, plan.blocks, PART)
+        if backward and plan.has_bias
+        else None,
     )
 
 
-def barrier_types(plan):
+def barrier_types(plan, backward=False):
     """Barriers of a thread block. One that gathers counts an arrival a copy."""
     tiles = plan.tiles
     ring = tiles.teams * tiles.stages
     extra = plan.blocks * plan.has_segments + plan.has_bias
+    query_copies = plan.part_heads + plan.has_segments
+    if backward:
+        query_copies += plan.part_heads + 2
     list_copies = -(-plan.J // COPY_IDS) * (1 + plan.has_mask)
     barrier = plgpu.Barrier
     return Barriers(
-        q=barrier(
-            num_arrivals=plan.part_heads + plan.has_segments,
-            num_barriers=tiles.consumers,
-        ),
+        q=barrier(num_arrivals=query_copies, num_barriers=tiles.consumers),
         k=barrier(num_arrivals=plan.blocks + extra, num_barriers=ring),
         v=barrier(num_arrivals=plan.blocks, num_barriers=ring),
         k_free=barrier(num_arrivals=tiles.parts, num_barriers=ring),
@@ -93,6 +107,21 @@ def barrier_types(plan):
         lists=barrier(num_arrivals=list_copies, num_barriers=tiles.teams),
         turn=barrier(num_arrivals=tiles.parts, num_barriers=tiles.teams),
     )
+
+
+def copy_queries(plan, inputs, place, part, arrays, barrier):
+    """Copies a part's rows, and starts a count of arrivals that the caller may add to.
+
+    Args:
+        arrays: pairs of an array in device memory, BTHK, and a tile in shared memory.
+    """
+    for rows, tokens, head, _ in mosaic_gpu_plan.head_slices(plan, place.i, part):
+        for x_BTHK, tile in arrays:
+            plgpu.copy_gmem_to_smem(
+                x_BTHK.at[place.b, tokens, place.g * plan.heads + head],
+                tile.at[rows],
+                barrier,
+            )
 
 
 def produce(plan, inputs, shared, barriers, team):
@@ -145,3 +174,18 @@ def produce(plan, inputs, shared, barriers, team):
             )
         pl.when(again)(lambda: plgpu.barrier_wait(barriers.v_free.at[slot]))
         gather(ids, inputs.v_BSGK, shared.v.at[slot], barriers.v.at[slot])
+
+    drain(plan, steps, [barriers.k_free, barriers.v_free], team * plan.tiles.stages)
+
+
+def drain(plan, steps, barriers, first_slot=0):
+    """Waits until the stages of a ring, filled for `steps` steps, are all released.
+
+    A thread that waits for one phase of a barrier must wait for all of them.
+    """
+    for stage in range(plan.tiles.stages):
+
+        @pl.when(stage < steps)
+        def _wait(slot=first_slot + stage):
+            for barrier in barriers:
+                plgpu.barrier_wait(barrier.at[slot])

@@ -6,6 +6,7 @@ the columns of a key block, so that all of them together cost a comparison an el
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -28,9 +29,6 @@ class Rows(NamedTuple):
     `limit` is the position in k of the last key that causality lets a row read.
     """
 
-    place: mosaic_gpu_plan.Place
-    team: Any
-    token_part: Any
     limit: Any
     token: Any
     head: Any
@@ -38,26 +36,54 @@ class Rows(NamedTuple):
     segment: Any
 
 
-def describe_rows(plan, inputs, shared, place, part, warpgroup):
-    """The rows of a part, which a consumer warpgroup works on."""
-    row = plgpu.broadcasted_iota(jnp.int32, (PART,), 0, layout=ROW) + part * PART
+class Task(NamedTuple):
+    """What a consumer of a list works on: the part's place and its team, and its rows.
+
+    `token_part` counts the parts of a query block's tokens.
+    """
+
+    place: mosaic_gpu_plan.Place
+    team: Any
+    token_part: Any
+    rows: Rows
+
+
+def describe_rows(plan, inputs, g, i, part, segment_ref, layout=ROW):
+    """The rows of a part of query block i.
+
+    Args:
+        segment_ref: ids of their documents, if the plan has segments.
+        layout: of the registers: `ROW`, or `COLUMN` for what is transposed.
+    """
+    row = plgpu.broadcasted_iota(jnp.int32, (PART,), 0, layout=layout) + part * PART
     token = row & (plan.query_block - 1)
     head = row >> (plan.query_block.bit_length() - 1)
     query_offset, key_offset = inputs.offset_2[0], inputs.offset_2[1]
-    q_id = token + (place.i * plan.query_block + query_offset)
+    q_id = token + (i * plan.query_block + query_offset)
     limit = jnp.full_like(token, plan.num_keys - 1)
     if plan.causal:
         limit = jnp.minimum(q_id - key_offset, limit)
     segment = None
     if plan.has_segments:
-        segment = plgpu.load(shared.segment_query.at[warpgroup], layout=ROW)
-    team, _ = mosaic_gpu_plan.divide(warpgroup, plan.tiles.parts)
-    _, token_part = mosaic_gpu_plan.divide(part, plan.token_parts)
-    head += place.g * plan.heads
-    return Rows(place, team, token_part, limit, token, head, q_id, segment)
+        segment = plgpu.load(segment_ref, layout=layout)
+    return Rows(limit, token, head + g * plan.heads, q_id, segment)
 
 
-def weigh(plan, inputs, shared, rows, slot, entry, s):
+def score(plan, s, ids, with_slope=False):
+    """Logits of products, before the bias; and their derivative by the logit, or None.
+
+    They are in nats if `plan.is_scaled`, and to be scaled if not.
+    """
+    if plan.is_scaled:
+        s *= plan.scale
+    if plan.score_mod is None:
+        return s, None
+    if not with_slope:
+        return plan.score_mod(s, *ids), None
+    return jax.jvp(lambda s: plan.score_mod(s, *ids), (s,), (jnp.ones_like(s),))
+
+
+def weigh(plan, inputs, shared, task, slot, entry, s, with_slope=False):
     """Logits of one key tile, with -inf where a row may not read.
 
     Args:
@@ -65,30 +91,28 @@ def weigh(plan, inputs, shared, rows, slot, entry, s):
         entry: of the list: the tile's first block.
         s: products of queries and keys, [64, tile].
     Returns:
-        The logits, a piece for each key block; in nats, or to be scaled if not
-        `plan.is_scaled`.
+        For each key block the logits, and their slopes by `score`.
     """
-    C = plan.key_block
-    key_offset = inputs.offset_2[1]
+    place, team, token_part, rows = task
+    C, key_offset = plan.key_block, inputs.offset_2[1]
     column = plgpu.broadcasted_iota(jnp.int32, (PART, C), 1, layout=plgpu.Layout.WGMMA)
 
     def spread(x, axis):
         return lax.broadcast_in_dim(x, (PART, C), [axis])
 
-    pieces = []
-    for p in range(plan.blocks):
-        piece = s if plan.blocks == 1 else s[:, p * C : (p + 1) * C]
-        block_id = shared.block_id[rows.team, entry + p]
-        first = jnp.where(entry + p < rows.place.count, block_id * C, FAR)
+    pieces, slopes = [], []
+    for p, piece in enumerate(split(plan, s)):
+        block_id = shared.block_id[team, entry + p]
+        first = jnp.where(entry + p < place.count, block_id * C, FAR)
         limit = rows.limit - first
         if plan.has_mask:
-            chosen = (shared.token_mask[rows.team, entry + p] >> rows.token) & 1
+            chosen = (shared.token_mask[team, entry + p] >> rows.token) & 1
             limit = jnp.where(chosen == 1, limit, -1)
         read = column <= spread(limit, 0)
         ids = ()
         if plan.score_mod or plan.mask_mod:
             k_id = column + (first + key_offset)
-            ids = (rows.place.b, spread(rows.head, 0), spread(rows.q_id, 0), k_id)
+            ids = (place.b, spread(rows.head, 0), spread(rows.q_id, 0), k_id)
         if plan.has_segments:
             segment = plgpu.load(
                 shared.segment_key.at[slot, p, pl.ds(0, C)], layout=COLUMN
@@ -96,14 +120,103 @@ def weigh(plan, inputs, shared, rows, slot, entry, s):
             read &= spread(rows.segment, 0) == spread(segment, 1)
         if plan.mask_mod:
             read &= plan.mask_mod(*ids)
-        if plan.is_scaled:
-            piece *= plan.scale
-        if plan.score_mod:
-            piece = plan.score_mod(piece, *ids)
+        piece, slope = score(plan, piece, ids, with_slope)
         if plan.has_bias:
-            rows_of_part = pl.ds(rows.token_part * PART, PART)
-            piece += spread(
-                plgpu.load(shared.bias.at[slot, p, rows_of_part], layout=ROW), 0
-            )
+            bias_ref = shared.bias.at[slot, p, pl.ds(token_part * PART, PART)]
+            piece += spread(plgpu.load(bias_ref, layout=ROW), 0)
         pieces.append(jnp.where(read, piece, -jnp.inf))
-    return pieces
+        slopes.append(slope)
+    return pieces, slopes
+
+
+def split(plan, x):
+    """The parts of a key tile's columns that belong to its blocks."""
+    if plan.blocks == 1:
+        return [x]
+    C = plan.key_block
+    return [x[:, p * C : (p + 1) * C] for p in range(plan.blocks)]
+
+
+def join(plan, pieces):
+    """Undoes `split`, in the dtype of the operands."""
+    pieces = [x.astype(plan.dtype) for x in pieces]
+    return pieces[0] if plan.blocks == 1 else jnp.concatenate(pieces, axis=1)
+
+
+class Keys(NamedTuple):
+    """64 keys of a tile; arrays are int32[64].
+
+    Attributes:
+        position: in k.
+        block: of the tile, to which the key belongs.
+        segment: ids of documents, or None.
+        num_blocks, first_block: the blocks of the tile that these keys belong to.
+    """
+
+    position: Any
+    block: Any
+    segment: Any
+    num_blocks: int
+    first_block: Any
+
+
+def describe_keys(plan, shared, tile, half):
+    """The keys of a tile, or of its first or second half if it has 128."""
+    key = plgpu.broadcasted_iota(jnp.int32, (PART,), 0, layout=ROW) + half * PART
+    num_blocks = max(1, PART // plan.key_block)
+    segment = None
+    if plan.has_segments:
+        segment = plgpu.load(shared.segment_key.at[half], layout=ROW)
+    first_block = half * num_blocks if plan.blocks > num_blocks else 0
+    block = key >> (plan.key_block.bit_length() - 1)
+    return Keys(key + tile * plan.tiles.keys, block, segment, num_blocks, first_block)
+
+
+def weigh_keys(plan, inputs, shared, b, keys, rows, words, slot, s):
+    """Logits with keys down and rows across, -inf where a row may not read a key.
+
+    Args:
+        b: batch.
+        words: for each block of the keys, which tokens read it; see `Readers`.
+        slot: the stage that holds the rows.
+        s: products of keys and queries, [64, 64].
+    Returns:
+        The logits, and their slopes by `score`.
+    """
+
+    def spread(x, axis):
+        return lax.broadcast_in_dim(x, (PART, PART), [axis])
+
+    def choose(values, blocks):
+        """For each key what belongs to its block."""
+        chosen = values[0]
+        for p, value in list(enumerate(values))[1:]:
+            chosen = jnp.where(blocks == keys.first_block + p, value, chosen)
+        return chosen
+
+    position = keys.position
+    if plan.has_mask or plan.blocks > 1:
+        word = choose(words, keys.block) + jnp.zeros_like(keys.block)
+    if plan.blocks > 1 and not plan.has_mask:
+        position = jnp.where(word != 0, position, FAR)
+    read = spread(position, 0) <= spread(rows.limit, 1)
+    if plan.has_mask:
+        read &= ((spread(word, 0) >> spread(rows.token, 1)) & 1) == 1
+    ids = ()
+    if plan.score_mod or plan.mask_mod:
+        k_id = spread(keys.position + inputs.offset_2[1], 0)
+        ids = (b, spread(rows.head, 1), spread(rows.q_id, 1), k_id)
+    if plan.has_segments:
+        read &= spread(keys.segment, 0) == spread(rows.segment, 1)
+    if plan.mask_mod:
+        read &= plan.mask_mod(*ids)
+    s, slope = score(plan, s, ids, with_slope=True)
+    if plan.has_bias:
+        biases = [
+            spread(
+                plgpu.load(shared.bias.at[slot, keys.first_block + p], layout=COLUMN), 1
+            )
+            for p in range(keys.num_blocks)
+        ]
+        s += choose(biases, spread(keys.block, 0))
+    return jnp.where(read, s, -jnp.inf), slope

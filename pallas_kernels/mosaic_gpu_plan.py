@@ -6,6 +6,7 @@ rows of one tensor core instruction and the work of one consumer warpgroup.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from pallas_kernels import tiles
 
 PART = 64
 """Rows of a part."""
+LOG2E = math.log2(math.e)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Plan:
     has_mask: bool
     has_bias: bool
     has_segments: bool
-    tiles: tiles.HopperForwardTiles
+    tiles: tiles.HopperListTiles | tiles.HopperKeyTiles
     interpreted: bool
 
     @property
@@ -64,10 +66,14 @@ class Plan:
         return self.query_block // self.head_rows
 
     @property
+    def num_parts(self):
+        """Parts that have a row of a list's."""
+        return -(-self.heads * self.query_block // PART)
+
+    @property
     def list_tiles(self):
         """Tiles that read the same list."""
-        rows = self.heads * self.query_block
-        return -(-rows // (PART * self.tiles.parts))
+        return -(-self.num_parts // self.tiles.parts)
 
     @property
     def list_parts(self):
@@ -89,12 +95,20 @@ class Plan:
         """Whether logits are scaled before the softmax, and not by its multiplication."""
         return self.score_mod is not None or self.has_bias or self.scale <= 0
 
+    @property
+    def to_bits(self):
+        """What turns a logit into a power of two."""
+        return LOG2E if self.is_scaled else self.scale * LOG2E
+
 
 class Operands(NamedTuple):
     """What the kernel reads, in device memory; padded. None: not part of this call.
 
     `bias_rows`, [B, G, Q, J, rows], and `segment_rows`, [B, Q, rows], hold what belongs to
     the rows of `token_parts` parts: the tokens of a query block, repeated to fill a part.
+    The backward passes read `lse_rows` and `delta_rows`, float32[B, G, Q, rows] of all
+    parts: the lse in bits, inf for a row that reads nothing, and what is subtracted from
+    the cotangent of a row's weights.
     """
 
     q_BTHK: Any
@@ -107,6 +121,9 @@ class Operands(NamedTuple):
     bias_rows: Any = None
     segment_rows: Any = None
     segment_key_BS: Any = None
+    d_out_BTHK: Any = None
+    lse_rows: Any = None
+    delta_rows: Any = None
 
 
 class Place(NamedTuple):
@@ -140,12 +157,16 @@ def divide(x, y):
     return lax.div(x, y), lax.rem(x, y)
 
 
-def head_slices(plan, place, part):
-    """For each head of a part: rows of the part, tokens, head of the group, is it real."""
+def head_slices(plan, i, part):
+    """For each head of a part: its rows there, tokens, head of the group, is it real.
+
+    A row of padding repeats the last head, and isn't stored.
+    """
     slices = []
     for first in range(0, PART, plan.head_rows):
         head, token = divide(part * PART + first, plan.query_block)
-        tokens = pl.ds(place.i * plan.query_block + token, plan.head_rows)
+        tokens = pl.ds(i * plan.query_block + token, plan.head_rows)
         rows = pl.ds(first, plan.head_rows)
-        slices.append((rows, tokens, head, head < plan.heads))
+        last = jnp.minimum(head, plan.heads - 1)
+        slices.append((rows, tokens, last, head < plan.heads))
     return slices

@@ -4,8 +4,8 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class HopperForwardTiles:
-    """How a thread block of the Mosaic GPU forward pass divides its work.
+class HopperListTiles:
+    """How a thread block divides the work on lists: the forward pass, and the one for dQ.
 
     Each team works on a tile of its own: as many consumer warpgroups as it has parts of 64
     rows, and one producer warpgroup that copies key tiles into a ring of stages.
@@ -39,10 +39,49 @@ def hopper_forward(rows, K):
     """
     keys = 128 if K <= 128 else 64
     if rows > 64:
-        return HopperForwardTiles(1, 2, keys, 2, 232, 40)
+        return HopperListTiles(1, 2, keys, 2, 232, 40)
     if K <= 128:
-        return HopperForwardTiles(2, 1, 64, 2, 208, 40)
-    return HopperForwardTiles(1, 1, keys, 2, 240, 40)
+        return HopperListTiles(2, 1, 64, 2, 208, 40)
+    return HopperListTiles(1, 1, keys, 2, 240, 40)
+
+
+def hopper_dq(rows, K):
+    """The same for dQ, whose consumers hold queries and the cotangent of their output."""
+    if K > 128:
+        return HopperListTiles(1, 1, 64, 2, 240, 40)
+    if rows > 64:
+        return HopperListTiles(1, 2, 128, 2, 232, 40)
+    return HopperListTiles(2, 1, 64, 2, 208, 40)
+
+
+@dataclasses.dataclass(frozen=True)
+class HopperKeyTiles:
+    """How a thread block divides the work on a key tile: the pass for dK and dV.
+
+    Two consumer warpgroups hold a key tile, a producer warpgroup copies to them, 64 rows a
+    stage, the queries that read it and the cotangents of their outputs.
+
+    Attributes:
+        keys: rows of a key tile. 128: each consumer works on 64 of them. 64: both work on
+            all, one accumulates dK and the other dV.
+        stages: 64-row parts of queries in the ring.
+        piece_steps: about the most parts of queries that one thread block reads.
+        consumer_registers: a thread; with the producer's at most 65536 a thread block.
+        producer_registers: a thread.
+    """
+
+    keys: int
+    stages: int
+    piece_steps: int
+    consumer_registers: int
+    producer_registers: int
+
+
+def hopper_dkv(K):
+    """Tiles for dK and dV of head width K. Not timed yet."""
+    if K > 128:
+        return HopperKeyTiles(64, 2, 256, 232, 40)
+    return HopperKeyTiles(128, 4 if K > 64 else 6, 256, 232, 40)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,25 +58,33 @@ def transpose(block_id_BGQJ, count_BGQ, num_blocks):
         block_id_BGQJ, count_BGQ: as in `BlockSelection`; entries past `count` don't matter.
         num_blocks: N, key blocks; no listed id is larger.
     Raises:
-        ValueError: entries of one list of lists can't be counted in int32.
+        ValueError: entries of one list of lists, or all key blocks, pass int32.
     """
     shapes.check(block_id_BGQJ=block_id_BGQJ, count_BGQ=count_BGQ)
-    Q, J = block_id_BGQJ.shape[2:]
+    B, G, Q, J = block_id_BGQJ.shape
+    if B * G * (num_blocks + 1) >= 2**31:
+        raise ValueError(
+            f"{B * G} x {num_blocks} key blocks pass 2^31: transpose fewer heads at once"
+        )
     if Q * J >= 2**31:
         raise ValueError(
             f"Q={Q} lists of J={J} pass 2^31 entries: transpose fewer query blocks at once"
         )
+    # All lists in one sort: a batch of sorts is much slower on a GPU than one long one.
+    row_BG = jnp.arange(B * G, dtype=jnp.int32).reshape(B, G) * (num_blocks + 1)
     listed_BGQJ = jnp.arange(J, dtype=jnp.int32) < count_BGQ[..., None]
     key_BGQJ = jnp.where(listed_BGQJ, block_id_BGQJ, num_blocks)
-
-    def sort(key_QJ):
-        key = key_QJ.reshape(-1)
-        size_N = jnp.zeros(num_blocks, jnp.int32).at[key].add(1, mode="drop")
-        first = _sum_before(size_N)
-        entry = jnp.argsort(key, stable=True).astype(jnp.int32)
-        return Readers(jnp.where(jnp.arange(Q * J) < first[-1], entry, -1), first)
-
-    return jax.vmap(jax.vmap(sort))(key_BGQJ)
+    key_BGQJ += row_BG[..., None, None]
+    entry_QJ = jnp.arange(Q * J, dtype=jnp.int32).reshape(Q, J)
+    entry_BGQJ = jnp.where(listed_BGQJ, entry_QJ, -1)
+    key, entry = jax.lax.sort(
+        (key_BGQJ.reshape(-1), entry_BGQJ.reshape(-1)), num_keys=1, is_stable=True
+    )
+    key_BGE = key.reshape(B, G, Q * J)
+    bounds_BGN = row_BG[..., None] + jnp.arange(num_blocks + 1, dtype=jnp.int32)
+    find = jax.vmap(jax.vmap(jnp.searchsorted))
+    first_BGN = find(key_BGE, bounds_BGN).astype(jnp.int32)
+    return Readers(entry.reshape(B, G, Q * J), first_BGN)
 
 
 def max_pieces(num_entries, num_blocks, length):

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import BlockSelection, block_sparse_attention, dispatch, mosaic_gpu
+from pallas_kernels import (
+    BlockSelection,
+    block_sparse_attention,
+    dispatch,
+    mosaic_gpu,
+    mosaic_gpu_operands,
+)
 from tests.pallas_kernels import cases, h100
 
 BIG = {"T": 256, "S": 256, "H": 8, "G": 2, "dtype": "bfloat16"}
@@ -44,6 +50,39 @@ def test_compiles(mesh, case):
 
     text = h100.compile_for(mesh, attend, *inputs).as_text()
     assert "mosaic_gpu" in text
+
+
+BACKWARD = (
+    cases.Case("blocks_of_128", K=128, query_block=128, key_block=128, **BIG),
+    cases.Case("width_256", K=256, query_block=64, key_block=128, **BIG),
+    cases.Case(
+        "tokens_choose",
+        **BIG,
+        K=128,
+        token_mask=True,
+        bias=True,
+        segments=2,
+        score_mod="softcap",
+        mask_mod="per_head",
+    ),
+)
+
+
+@pytest.mark.parametrize("case", BACKWARD, ids=str)
+def test_backward_compiles(mesh, case):
+    inputs = cases.make_inputs(case)
+    cotangents = cases.make_cotangents(case)
+
+    def differentiate(inputs, cotangents):
+        def attend(*arrays):
+            call = cases.Inputs(*arrays, *inputs[4:])
+            return cases.attend(case, call, "mosaic_gpu")
+
+        return jax.vjp(attend, *inputs[:4])[1](cotangents)
+
+    text = h100.compile_for(mesh, differentiate, tuple(inputs), cotangents).as_text()
+    kernels = "dq, dk and dv, and a sum for each of the last two, beside the forward"
+    assert text.count('custom_call_target="mosaic_gpu') == 5, kernels
 
 
 def _shape(dtype, *sizes):
@@ -87,4 +126,4 @@ def test_a_million_tokens_need_little_memory_besides_their_own(mesh):
 
 @pytest.mark.parametrize(("K", "block"), [(128, 16), (128, 32), (256, 16), (256, 32)])
 def test_the_longest_lists_fit_in_shared_memory(mesh, K, block):
-    _compile(mesh, T=2**16, K=K, J=mosaic_gpu.MAX_LIST, block=block, bias=True)
+    _compile(mesh, T=2**16, K=K, J=mosaic_gpu_operands.MAX_LIST, block=block, bias=True)

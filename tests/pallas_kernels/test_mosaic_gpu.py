@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import block_sparse_attention, dispatch, mosaic_gpu
+from pallas_kernels import (
+    block_sparse_attention,
+    dispatch,
+    mosaic_gpu,
+    mosaic_gpu_backward,
+)
 from pallas_kernels.options import Options
 from tests.pallas_kernels import cases
 
@@ -36,6 +41,74 @@ def test_future_keys_change_no_bit_of_the_past():
     np.testing.assert_array_equal(before[0][:, : cut + 1], after[0][:, : cut + 1])
     np.testing.assert_array_equal(before[1][..., : cut + 1], after[1][..., : cut + 1])
     assert (before[0][:, cut + 1 :] != after[0][:, cut + 1 :]).any()
+
+
+def _differentiate(inputs, cotangents, case=CASE):
+    """Gradients of q, k and v."""
+
+    def run(arrays, cotangents):
+        def attend(*arrays):
+            return cases.attend(case, inputs._replace(**arrays[0]), "mosaic_gpu")
+
+        return jax.vjp(attend, arrays)[1](cotangents)[0]
+
+    arrays = {name: getattr(inputs, name) for name in ("q_BTHK", "k_BSGK", "v_BSGK")}
+    return jax.jit(run)(arrays, cotangents)
+
+
+def test_future_tokens_change_no_bit_of_the_gradient_of_past_losses():
+    inputs, cut = cases.make_inputs(CASE), 29
+    past_T = (jnp.arange(CASE.T) <= cut)[:, None, None]
+    d_out_BTHK, d_lse_BHT = cases.make_cotangents(CASE)
+    cotangents = (
+        jnp.where(past_T, d_out_BTHK, 0),
+        jnp.where(past_T[:, 0, 0], d_lse_BHT, 0),
+    )
+    before = _differentiate(inputs, cotangents)
+    changed = inputs._replace(
+        q_BTHK=jnp.where(past_T, inputs.q_BTHK, 3 - inputs.q_BTHK),
+        k_BSGK=jnp.where(past_T, inputs.k_BSGK, 7 - inputs.k_BSGK),
+        v_BSGK=jnp.where(past_T, inputs.v_BSGK, 100),
+    )
+    after = _differentiate(changed, cotangents)
+    for name, gradient in before.items():
+        np.testing.assert_array_equal(gradient, after[name], err_msg=name)
+        assert (gradient[:, cut + 1 :] == 0).all(), name
+        assert (gradient[:, : cut + 1] != 0).any(), name
+
+
+def test_pieces_of_a_row_add_up(monkeypatch):
+    """A block that all query blocks read, in pieces of four; the same bits twice."""
+    case = cases.Case("sink", T=150, S=40, J=3, dtype="bfloat16", causal=False)
+    inputs, cotangents = cases.make_inputs(case), cases.make_cotangents(case)
+    block_id = inputs.selection.block_id_BGQJ.at[..., 0].set(0)
+    block_id = block_id.at[..., 1:].set(jnp.asarray([1, 2]))
+    inputs = inputs._replace(
+        selection=dataclasses.replace(
+            inputs.selection,
+            block_id_BGQJ=block_id,
+            count_BGQ=jnp.full_like(inputs.selection.count_BGQ, 3),
+        )
+    )
+    whole = _differentiate(inputs, cotangents, case)
+    monkeypatch.setattr(mosaic_gpu_backward, "MAX_PIECE", 4)
+    pieces = _differentiate(inputs, cotangents, case)
+    for name, gradient in pieces.items():
+        np.testing.assert_allclose(
+            np.asarray(gradient, np.float32),
+            np.asarray(whole[name], np.float32),
+            rtol=2e-2,
+            atol=1e-2,
+            err_msg=name,
+        )
+
+
+def test_derivatives_that_the_kernels_lack_are_known():
+    for score_mod in (None, *cases.SCORE_MODS.values()):
+        assert mosaic_gpu_backward.can_differentiate(score_mod)
+    assert not mosaic_gpu_backward.can_differentiate(
+        lambda s, b, h, q_id, k_id: jnp.arctan(s)
+    )
 
 
 def test_what_no_token_reads_may_hold_anything():
@@ -128,8 +201,8 @@ def test_stages_are_reused_without_races(monkeypatch, case):
     attend = functools.partial(mosaic_gpu.attend, interpret=interpret)
     monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "mosaic_gpu", attend)
     inputs = cases.make_inputs(case)
-    out = jax.jit(lambda inputs: cases.attend(case, inputs, "mosaic_gpu"))(inputs)[0]
-    assert jnp.isfinite(out).all()
+    gradients = _differentiate(inputs, cases.make_cotangents(case), case)
+    assert all(jnp.isfinite(x).all() for x in gradients.values())
 
 
 def _refused(match, case=CASE, **options):

@@ -1,0 +1,153 @@
+"""A call fitted to the tiles of a Mosaic GPU kernel: blocks, padding, and what rows need."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import mosaic_gpu_plan
+
+BLOCKS = (16, 32, 64, 128)
+"""Query and key blocks that fill tiles, tokens."""
+WIDTHS = (64, 128, 256)
+"""Head widths; smaller ones are padded with zeros."""
+MAX_LIST = 3072
+"""Entries of a list that fit in shared memory beside the tiles."""
+
+INSTEAD = "use implementation='xla' (any device) or 'reference' (small inputs)"
+
+
+def prepare(sizes, rules, interpret, differentiated, others):
+    """What a kernel over lists needs.
+
+    Args:
+        sizes: function from rows of a list and padded head width to tiles.
+        rules: `Options` whose offsets don't matter.
+        differentiated: q, k, v and bias, as the caller has them.
+        others: selection, segment ids, offsets.
+    Returns:
+        `Plan`, `Operands`, and the selection with blocks that fit a tile.
+    Raises:
+        NotImplementedError: lists are too long.
+    """
+    q_BTHK, k_BSGK, v_BSGK, bias_BGTJ = differentiated
+    selection, segment_ids, offset_2 = others
+    (B, _, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
+    width = next(x for x in WIDTHS if x >= K)
+    tiles = sizes(H // G * selection.query_block, width)
+    if selection.key_block > tiles.keys:
+        selection, bias_BGTJ = halve_blocks(selection, bias_BGTJ)
+    # Lists end at whole tiles, and start at multiples of 128 bytes.
+    J = round_up(selection.block_id_BGQJ.shape[-1], 32)
+    if J > MAX_LIST:
+        raise NotImplementedError(
+            f"mosaic_gpu has lists of at most {MAX_LIST} entries, not J={J}: {INSTEAD}"
+        )
+    plan = mosaic_gpu_plan.Plan(
+        B=B,
+        H=H,
+        G=G,
+        K=width,
+        Q=selection.count_BGQ.shape[-1],
+        J=J,
+        query_block=selection.query_block,
+        key_block=selection.key_block,
+        num_keys=S,
+        dtype=jnp.dtype(q_BTHK.dtype),
+        has_mask=selection.token_mask_BGQJ is not None,
+        has_bias=bias_BGTJ is not None,
+        has_segments=segment_ids is not None,
+        tiles=tiles,
+        interpreted=bool(interpret),
+        scale=rules.scale,
+        causal=rules.causal,
+        score_mod=rules.score_mod,
+        mask_mod=rules.mask_mod,
+    )
+    tokens, keys = count_tokens(plan), round_up(S, plan.key_block)
+    query_BT, key_BS = (None, None) if segment_ids is None else segment_ids
+    mask_BGQJ = selection.token_mask_BGQJ
+    if plan.has_mask:
+        mask_BGQJ = jax.lax.bitcast_convert_type(mask_BGQJ, jnp.int32)
+    operands = mosaic_gpu_plan.Operands(
+        q_BTHK=pad(q_BTHK, {1: tokens, 3: width}),
+        k_BSGK=pad(k_BSGK, {1: keys, 3: width}),
+        v_BSGK=pad(v_BSGK, {1: keys, 3: width}),
+        block_id_BGQJ=pad(selection.block_id_BGQJ, {3: J}),
+        count_BGQ=selection.count_BGQ,
+        offset_2=offset_2,
+        token_mask_BGQJ=pad(mask_BGQJ, {3: J}),
+        bias_rows=_spread_bias(plan, pad(bias_BGTJ, {2: tokens, 3: J})),
+        segment_rows=_spread_tokens(plan, pad(query_BT, {1: tokens})),
+        segment_key_BS=pad(key_BS, {1: keys}),
+    )
+    return plan, operands, selection
+
+
+def count_tokens(plan):
+    """Query tokens, with those of padding."""
+    return plan.Q * plan.query_block
+
+
+def halve_blocks(selection, bias_BGTJ):
+    """The same lists with key blocks half as long, for a key tile shorter than a block."""
+
+    def double(x_J):
+        return None if x_J is None else jnp.repeat(x_J, 2, axis=-1)
+
+    block_id_BGQJ = double(selection.block_id_BGQJ)
+    half_J = jnp.arange(block_id_BGQJ.shape[-1], dtype=jnp.int32) % 2
+    halved = dataclasses.replace(
+        selection,
+        block_id_BGQJ=jnp.where(block_id_BGQJ < 0, -1, 2 * block_id_BGQJ + half_J),
+        count_BGQ=2 * selection.count_BGQ,
+        token_mask_BGQJ=double(selection.token_mask_BGQJ),
+        key_block=selection.key_block // 2,
+    )
+    return halved, double(bias_BGTJ)
+
+
+def to_rows(plan, x_BHT, fill):
+    """Numbers of query heads and tokens as those of rows, [B, G, Q, list_parts * 64]."""
+    x_BHT = pad(x_BHT, {2: count_tokens(plan)}, fill)
+    x = x_BHT.reshape(plan.B, plan.G, plan.heads, plan.Q, plan.query_block)
+    x_rows = x.swapaxes(2, 3).reshape(plan.B, plan.G, plan.Q, -1)
+    return pad(x_rows, {3: plan.list_parts * mosaic_gpu_plan.PART}, fill)
+
+
+def from_rows(plan, x_rows):
+    """Undoes `to_rows`, but for the tokens of padding."""
+    x_rows = x_rows[..., : plan.heads * plan.query_block]
+    x = x_rows.reshape(plan.B, plan.G, plan.Q, plan.heads, plan.query_block)
+    return x.swapaxes(2, 3).reshape(plan.B, plan.H, count_tokens(plan))
+
+
+def _spread_tokens(plan, x_BT):
+    """`Operands.segment_rows`."""
+    if x_BT is None:
+        return None
+    x_BQT = x_BT.reshape(plan.B, plan.Q, plan.query_block)
+    return jnp.tile(x_BQT, (1, 1, plan.part_heads))
+
+
+def _spread_bias(plan, bias_BGTJ):
+    """`Operands.bias_rows`: as many copies of the bias as a part has heads."""
+    if bias_BGTJ is None:
+        return None
+    bias_BGQTJ = bias_BGTJ.reshape(plan.B, plan.G, plan.Q, plan.query_block, plan.J)
+    return jnp.tile(bias_BGQTJ.swapaxes(3, 4), (1, 1, 1, 1, plan.part_heads))
+
+
+def round_up(x, multiple):
+    """The smallest multiple that is at least x."""
+    return -(-x // multiple) * multiple
+
+
+def pad(x, sizes, fill=0):
+    """Pads axes at their ends up to sizes, {axis: size}; None passes through."""
+    if x is None:
+        return None
+    padding = [(0, sizes.get(axis, size) - size) for axis, size in enumerate(x.shape)]
+    if not any(after for _, after in padding):
+        return x
+    return jnp.pad(x, padding, constant_values=fill)
