@@ -73,11 +73,11 @@ class Model:
         return dataclasses.replace(model, G=model.H) if swap.per_head else model
 
     def measure(self, token_T: np.ndarray, swap: Swap) -> dict:
-        """Reads a text once; everything is of the second half of its positions.
+        """Reads a text once; figures are means over layers, heads and the second half of its positions.
 
         Returns:
-            `nats` a token; `attended_tokens` a query, mean over layers and heads; for bookmark layers also
-            `union_tokens` of a query block, `refused_choices` of one, and `scored_nodes` of a token (means over all positions).
+            `nats` a token; `attended_tokens` a query; for bookmark layers also `union_tokens` of a query block,
+            `scored_nodes` of a token, and `refused_choices` of a query block (over all positions).
         """
         model = self.settings(swap)
         params = parameters.arrange(self._loaded, model.pattern)
@@ -108,8 +108,10 @@ def _measure(params, token_BT, model):
             lists,
         )
         rest["attended_tokens"] = attended_LBT[..., half:].mean()
-        shared = ("union_tokens", "refused_choices", "scored_nodes")
-        return rest | {name: layer[name].mean() for name in shared}
+        first = half // lists.query_block
+        rest["union_tokens"] = lists.count_BGQ[..., first:].mean() * lists.key_block
+        rest["scored_nodes"] = layer["scored_nodes"][..., half:].mean()
+        return rest | {"refused_choices": layer["refused_choices"].mean()}
     read_BT = position_BT + 1
     if name.endswith("w"):
         C, sinks = model.index.C, model.index.sink_tokens
