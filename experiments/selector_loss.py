@@ -112,7 +112,8 @@ SHOWN = ("case", "text", "nats", "attended_tokens", "union_tokens", "refused_cho
 
 def measure(model: swapped.Model, token_T, swap: swapped.Swap) -> dict:
     """One record: `digest, route, nats`, what is read, and the costs of one token in one layer."""
-    found, settings = model.measure(token_T, swap), model.settings(swap)
+    found = model.measure(token_T, swap)
+    settings = model.settings(swap, len(token_T) - 1)
     index = settings.index
     return (
         {"digest": f"{index.digest} {index.R}", "route": index.route}
