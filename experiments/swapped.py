@@ -24,7 +24,7 @@ class Swap:
     """What every layer's attention becomes.
 
     Attributes:
-        kind: a letter of the decoder's pattern.
+        kind: a letter of the decoder's pattern, or one for each layer.
         window_tokens: of window and bookmark layers.
         per_head: whether each query head chooses for itself, as if it had a key/value head of its own.
         index: knobs of the index that differ from `configs/base.py`, as (name, value).
@@ -48,7 +48,7 @@ class Model:
 
     def __init__(self, opened: checkpoint.Checkpoint):
         self._opened = opened
-        self._loaded = parameters.load(opened)
+        self.loaded = parameters.load(opened)
         config = base.get_config()
         config.model.update(dtype="float32", remat="none")
         self._model = settings.from_config(config).model
@@ -71,7 +71,7 @@ class Model:
             index=dataclasses.replace(self._model.index, **dict(swap.index)),
         )
         shape = self._opened.architecture
-        model = shape.settings(model, swap.kind * shape.L)
+        model = shape.settings(model, (swap.kind * shape.L)[: shape.L])
         scaling = dataclasses.replace(model.rope_scaling, tokens=num_tokens)
         if swap.stretch:
             scaling = dataclasses.replace(
@@ -92,11 +92,12 @@ class Model:
             token_T: T + 1 tokens.
             answer_tokens: how many of the last ones are an answer.
         Returns:
-            `nats` a token; `found`, 1 if the answer's tokens are all the likeliest, else 0; `attended_tokens` a query; for bookmark layers also `union_tokens` of a query block,
-            `scored_nodes` of a token, and `refused_choices` of a query block (over all positions).
+            `nats` a token; `found`, 1 if the answer's tokens are all the likeliest, else 0; `attended_tokens` a query;
+            for bookmark layers also `union_tokens` of a query block, `scored_nodes` of a token, and `refused_choices`
+            of a query block (over all positions).
         """
         model = self.settings(swap, len(token_T) - 1)
-        params = parameters.arrange(self._loaded, model.pattern)
+        params = parameters.arrange(self.loaded, model.pattern)
         if swap.per_head:
             params = _heads_of_their_own(params, model)
         with jax.default_matmul_precision("highest"):
@@ -115,32 +116,46 @@ def _measure(params, token_BT, model, answer_tokens):
     nll_BT, hit_BT = loss.cross_entropy(
         hidden_BTD[:, half:], decoder.head(params), token_BT[:, half + 1 :], 512
     )
-    [(name, layer)] = figures.items()
-    rest = {"nats": nll_BT.mean()}
+    values = {"nats": [nll_BT.mean()]}
     if answer_tokens:
-        rest["found"] = hit_BT[0, -answer_tokens:].all()
-    if name.endswith("b"):
+        values["found"] = [hit_BT[0, -answer_tokens:].all()]
+    for layer, found in figures.items():
+        letter = int(layer.partition("_")[0])
+        for name, value in _figures(found, position_BT, model, letter).items():
+            values.setdefault(name, []).append(value)
+    return {name: jnp.stack(value).mean() for name, value in values.items()}
+
+
+def _figures(layer, position_BT, model, letter):
+    """Of one letter's layers, in the second half of the positions."""
+    half = position_BT.shape[1] // 2
+    kind, index = model.pattern[letter], model.index
+    if kind == "b":
         lists = layer["selection"]
         attended_LBT = jax.lax.map(
             lambda part: metrics.attended_tokens(part, jnp.zeros_like(position_BT)),
             lists,
         )
-        rest["attended_tokens"] = attended_LBT[..., half:].mean()
-        first = half // lists.query_block
-        rest["union_tokens"] = lists.count_BGQ[..., first:].mean() * lists.key_block
-        rest["scored_nodes"] = layer["scored_nodes"][..., half:].mean()
-        return rest | {"refused_choices": layer["refused_choices"].mean()}
+        count_LBGQ = lists.count_BGQ[..., half // lists.query_block :]
+        return {
+            "attended_tokens": attended_LBT[..., half:].mean(),
+            "union_tokens": count_LBGQ.mean() * lists.key_block,
+            "scored_nodes": layer["scored_nodes"][..., half:].mean(),
+            "refused_choices": layer["refused_choices"].mean(),
+        }
     read_BT = position_BT + 1
-    if name.endswith("w"):
-        C, sinks = model.index.C, model.index.sink_tokens
+    if kind == "s":
+        read_BT = jnp.minimum(read_BT, model.window_tokens[letter])
+    if kind == "w":
         view = local.window(
             position_BT,
-            window_tokens=model.window_tokens[0],
-            sink_tokens=sinks,
-            key_block=C,
+            window_tokens=model.window_tokens[letter],
+            sink_tokens=index.sink_tokens,
+            key_block=index.C,
         )
-        read_BT = jnp.minimum(read_BT, position_BT - view.low_BT * C + 1 + sinks)
-    return rest | {"attended_tokens": read_BT[:, half:].mean()}
+        window_BT = read_BT - view.low_BT * index.C
+        read_BT = jnp.minimum(read_BT, window_BT + index.sink_tokens)
+    return {"attended_tokens": read_BT[:, half:].mean()}
 
 
 def _heads_of_their_own(params, model):
