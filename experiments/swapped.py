@@ -24,16 +24,18 @@ class Swap:
     """What every layer's attention becomes.
 
     Attributes:
-        kind: a letter of the decoder's pattern.
+        kind: a letter of the decoder's pattern, or one for each layer.
         window_tokens: of window and bookmark layers.
         per_head: whether each query head chooses for itself, as if it had a key/value head of its own.
         index: knobs of the index that differ from `configs/base.py`, as (name, value).
+        stretch: a kind of `rope.Scaling`, for texts longer than those that the model was trained on; "" as trained.
     """
 
     kind: str
     window_tokens: int = 256
     per_head: bool = False
     index: tuple[tuple[str, object], ...] = ()
+    stretch: str = ""
 
     def local_tokens(self) -> float:
         """Tokens read without a choice, mean over a block's tokens: sinks and a window of whole blocks."""
@@ -46,7 +48,7 @@ class Model:
 
     def __init__(self, opened: checkpoint.Checkpoint):
         self._opened = opened
-        self._loaded = parameters.load(opened)
+        self.loaded = parameters.load(opened)
         config = base.get_config()
         config.model.update(dtype="float32", remat="none")
         self._model = settings.from_config(config).model
@@ -61,66 +63,99 @@ class Model:
             )
         return np.array(ids, np.int32)
 
-    def settings(self, swap: Swap) -> model_settings.ModelSettings:
-        """The decoder's settings under a swap."""
+    def settings(self, swap: Swap, num_tokens: int) -> model_settings.ModelSettings:
+        """The decoder's settings under a swap, for texts of a length."""
         model = dataclasses.replace(
             self._model,
             window_tokens=(swap.window_tokens,) * len(self._model.pattern),
             index=dataclasses.replace(self._model.index, **dict(swap.index)),
         )
-        layers = self._opened.architecture.L
-        model = self._opened.architecture.settings(model, swap.kind * layers)
+        shape = self._opened.architecture
+        model = shape.settings(model, (swap.kind * shape.L)[: shape.L])
+        scaling = dataclasses.replace(model.rope_scaling, tokens=num_tokens)
+        if swap.stretch:
+            scaling = dataclasses.replace(
+                scaling,
+                kind=swap.stretch,
+                trained_tokens=shape.max_tokens,
+                factor=max(num_tokens / shape.max_tokens, 1.0),
+            )
+            if swap.stretch == "dynamic":  # which grows by the text's length itself
+                scaling = dataclasses.replace(scaling, factor=1.0)
+        model = dataclasses.replace(model, rope_scaling=scaling)
         return dataclasses.replace(model, G=model.H) if swap.per_head else model
 
-    def measure(self, token_T: np.ndarray, swap: Swap) -> dict:
-        """Reads a text once; everything is of the second half of its positions.
+    def measure(self, token_T: np.ndarray, swap: Swap, answer_tokens: int = 0) -> dict:
+        """Reads a text once; figures are means over layers, heads and the second half of its positions.
 
+        Args:
+            token_T: T + 1 tokens.
+            answer_tokens: how many of the last ones are an answer.
         Returns:
-            `nats` a token; `attended_tokens` a query, mean over layers and heads; for bookmark layers also
-            `union_tokens` of a query block, `refused_choices` of one, and `scored_nodes` of a token (means over all positions).
+            `nats` a token; `found`, 1 if the answer's tokens are all the likeliest, else 0; `attended_tokens` a query;
+            for bookmark layers also `union_tokens` of a query block, `scored_nodes` of a token, and `refused_choices`
+            of a query block (over all positions).
         """
-        model = self.settings(swap)
-        params = parameters.arrange(self._loaded, model.pattern)
+        model = self.settings(swap, len(token_T) - 1)
+        params = parameters.arrange(self.loaded, model.pattern)
         if swap.per_head:
             params = _heads_of_their_own(params, model)
         with jax.default_matmul_precision("highest"):
-            found = _measure(params, jnp.asarray(token_T)[None], model=model)
+            found = _measure(params, jnp.asarray(token_T)[None], model, answer_tokens)
         return {name: float(value) for name, value in found.items()}
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _measure(params, token_BT, model):
+@functools.partial(jax.jit, static_argnames=("model", "answer_tokens"))
+def _measure(params, token_BT, model, answer_tokens):
     T = token_BT.shape[1] - 1
     half = T // 2
     position_BT = jnp.arange(T, dtype=jnp.int32)[None]
     hidden_BTD, figures = decoder.apply(
         params, token_BT[:, :-1], jnp.ones_like(position_BT), position_BT, model
     )
-    nll_BT, _ = loss.cross_entropy(
+    nll_BT, hit_BT = loss.cross_entropy(
         hidden_BTD[:, half:], decoder.head(params), token_BT[:, half + 1 :], 512
     )
-    [(name, layer)] = figures.items()
-    rest = {"nats": nll_BT.mean()}
-    if name.endswith("b"):
+    values = {"nats": [nll_BT.mean()]}
+    if answer_tokens:
+        values["found"] = [hit_BT[0, -answer_tokens:].all()]
+    for layer, found in figures.items():
+        letter = int(layer.partition("_")[0])
+        for name, value in _figures(found, position_BT, model, letter).items():
+            values.setdefault(name, []).append(value)
+    return {name: jnp.stack(value).mean() for name, value in values.items()}
+
+
+def _figures(layer, position_BT, model, letter):
+    """Of one letter's layers, in the second half of the positions."""
+    half = position_BT.shape[1] // 2
+    kind, index = model.pattern[letter], model.index
+    if kind == "b":
         lists = layer["selection"]
         attended_LBT = jax.lax.map(
             lambda part: metrics.attended_tokens(part, jnp.zeros_like(position_BT)),
             lists,
         )
-        rest["attended_tokens"] = attended_LBT[..., half:].mean()
-        shared = ("union_tokens", "refused_choices", "scored_nodes")
-        return rest | {name: layer[name].mean() for name in shared}
+        count_LBGQ = lists.count_BGQ[..., half // lists.query_block :]
+        return {
+            "attended_tokens": attended_LBT[..., half:].mean(),
+            "union_tokens": count_LBGQ.mean() * lists.key_block,
+            "scored_nodes": layer["scored_nodes"][..., half:].mean(),
+            "refused_choices": layer["refused_choices"].mean(),
+        }
     read_BT = position_BT + 1
-    if name.endswith("w"):
-        C, sinks = model.index.C, model.index.sink_tokens
+    if kind == "s":
+        read_BT = jnp.minimum(read_BT, model.window_tokens[letter])
+    if kind == "w":
         view = local.window(
             position_BT,
-            window_tokens=model.window_tokens[0],
-            sink_tokens=sinks,
-            key_block=C,
+            window_tokens=model.window_tokens[letter],
+            sink_tokens=index.sink_tokens,
+            key_block=index.C,
         )
-        read_BT = jnp.minimum(read_BT, position_BT - view.low_BT * C + 1 + sinks)
-    return rest | {"attended_tokens": read_BT[:, half:].mean()}
+        window_BT = read_BT - view.low_BT * index.C
+        read_BT = jnp.minimum(read_BT, window_BT + index.sink_tokens)
+    return {"attended_tokens": read_BT[:, half:].mean()}
 
 
 def _heads_of_their_own(params, model):

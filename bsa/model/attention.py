@@ -43,7 +43,7 @@ def attend(
         placement: devices that the arrays are split over.
     Returns:
         out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
-        `scored_nodes` (bookmarks and chapters a token scored), `union_tokens`, `refused_choices`, `selection_entropy`,
+        `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`, `selection_entropy`,
         `unread_bookmarks` and the lists as `selection`.
     """
     kind = model.pattern[layer]
@@ -95,7 +95,7 @@ def attend(
             choice_BGTA, view, k_BSGK.shape[1] // model.index.C
         )
         figures |= {
-            "scored_nodes": scored_BGT.mean(dtype=jnp.float32),
+            "scored_nodes": scored_BGT.mean(1, dtype=jnp.float32),
             "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * model.index.C,
             "refused_choices": refused_BGQ.mean(dtype=jnp.float32),
             "selection_entropy": entropy,

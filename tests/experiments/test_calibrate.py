@@ -1,0 +1,46 @@
+"""Missed mass is what lists leave out, and a policy keeps no more layers than it must."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bsa.pretrained import checkpoint
+from experiments import calibrate, swapped
+from tests.bsa.pretrained import checkpoints
+
+T = 64
+INDEX = {"C": 4, "query_block": 8, "J": 20, "sink_tokens": 4, "R": 2, "open_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    checkpoints.write(checkpoints.config("llama3"), folder)
+    return swapped.Model(checkpoint.open_checkpoint(str(folder)))
+
+
+def test_missed_mass_falls_with_the_budget(model):
+    token_T = np.random.default_rng(0).integers(0, 32, T + 1)
+    missed = []
+    for choices in (1, 4, 16):
+        knobs = tuple((INDEX | {"A": choices}).items())
+        swap = swapped.Swap("b", window_tokens=8, index=knobs)
+        missed.append(calibrate.measure_missed(model, token_T, swap))
+    assert missed[0].shape == (2, 2)
+    assert (missed[0] > missed[1]).all() and (missed[1] > 0.001).all()
+    np.testing.assert_allclose(missed[2], 0, atol=1e-5)
+
+
+def test_layers_of_several_kinds_are_measured_together(model):
+    token_T = np.random.default_rng(0).integers(0, 32, T + 1)
+    knobs = tuple((INDEX | {"A": 1}).items())
+    found = model.measure(token_T, swapped.Swap("db", window_tokens=8, index=knobs))
+    alone = model.measure(token_T, swapped.Swap("b", window_tokens=8, index=knobs))
+    dense = np.mean(np.arange(T // 2, T) + 1)
+    assert alone["attended_tokens"] < found["attended_tokens"] < dense
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_the_fewest_that_are_enough(wanted, more):
+    assert calibrate.fewest(lambda num: num >= wanted, wanted + more) == wanted
