@@ -30,6 +30,16 @@ def write(
     return path
 
 
+def merge(name: str, origin: dict, row: dict, cell: tuple[str, ...], folder=RESULTS):
+    """Adds a record to a file, in place of the one that has the same values under the names in `cell`."""
+    rows = [
+        old
+        for old in read(name, folder)["records"]
+        if any(old.get(key) != row[key] for key in cell)
+    ]
+    return write(name, origin, [*rows, row], folder)
+
+
 def read(name: str, folder: pathlib.Path = RESULTS) -> dict:
     """A result file, or one without records if it was never written."""
     path = folder / f"{name}.json"

@@ -78,11 +78,12 @@ def attend(
     T, kind, scale = sizes["T"], model.pattern[letter], q_BTHK.shape[-1] ** -0.5
     memory, count_B = context.memory, context.count_B
     is_real_BT = jnp.arange(T) < count_B[:, None]
-    memory = dataclasses.replace(
-        memory,
-        k=blocks.write(memory.k, k_BSGK, position_BT, is_real_BT),
-        v=blocks.write(memory.v, v_BSGK, position_BT, is_real_BT),
-    )
+    if memory.host is None:
+        memory = dataclasses.replace(
+            memory,
+            k=blocks.write(memory.k, k_BSGK, position_BT, is_real_BT),
+            v=blocks.write(memory.v, v_BSGK, position_BT, is_real_BT),
+        )
     if kind in "ds":
         reach = model.window_tokens[letter] if kind == "s" else None
         out_BTHK = _read_everything(q_BTHK, memory, position_BT, scale, reach)
@@ -109,10 +110,16 @@ def attend(
         )
     capacity = context.cache.capacity_tokens + context.cache.piece_tokens
     lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
+    block_id_BGQJ = lists.block_id_BGQJ
+    if memory.host is None:
+        read = [blocks.read_all(x, block_id_BGQJ) for x in (memory.k, memory.v)]
+    else:
+        new = (k_BSGK, v_BSGK, position_BT, is_real_BT)
+        read = memory.host.exchange(*new, block_id_BGQJ)
     chunk_tokens = model.chunk_tokens if kind == "c" else capacity
     weigh = context.weigh and kind == "b"
     out_BTHK, mass_BGJ = _read_lists(
-        q_BTHK, memory, lists, position_BT, scale, chunk_tokens, weigh
+        q_BTHK, *read, lists, position_BT, scale, chunk_tokens, weigh
     )
     if kind != "b" or T > 1:
         return out_BTHK, (memory, None)
@@ -179,7 +186,9 @@ def _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity_tokens):
     return selection.BlockSelection(block_id, count, mask, block, model.index.C)
 
 
-def _read_lists(q_BTHK, memory, lists, position_BT, scale, chunk_tokens, weigh):
+def _read_lists(
+    q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, scale, chunk_tokens, weigh
+):
     """Attention of the new tokens to their lists; and, if asked for, how that of a single one fell on its blocks.
 
     Args:
@@ -204,11 +213,10 @@ def _read_lists(q_BTHK, memory, lists, position_BT, scale, chunk_tokens, weigh):
     rules = xla_group.Rules(
         scale, False, None, may_read, jnp.iinfo(jnp.int32).max, q_BTHK.dtype
     )
-    k_BGQJCK = blocks.read_all(memory.k, lists.block_id_BGQJ)
     out_BGQTHK, lse_BGQTH = xla_group.attend_group(
         rules,
         xla_group.Queries(q_BGQTHK, None),
-        xla_group.Blocks(k_BGQJCK, blocks.read_all(memory.v, lists.block_id_BGQJ), ()),
+        xla_group.Blocks(k_BGQJCK, v_BGQJCK, ()),
         xla_group.Lists(
             lists.block_id_BGQJ,
             lists.token_mask_BGQJ,

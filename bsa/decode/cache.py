@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bsa.decode import blocks, settings
+from bsa.decode import host as hosts
 from bsa.index import grow
 from bsa.model import settings as model_settings
 
@@ -21,15 +22,17 @@ class LayerCache:
     """One layer's memory.
 
     Attributes:
-        k, v: keys as attention gets them, and values.
+        k, v: keys as attention gets them, and values; None where the host has them.
+        host: where it has them, else None.
         index: bookmarks, with a length for each row; None but in bookmark layers.
         recent_BGTA: int32, what the last tokens chose, the newest last; None but in bookmark layers.
     """
 
-    k: blocks.Blocks
-    v: blocks.Blocks
+    k: blocks.Blocks | None
+    v: blocks.Blocks | None
     index: grow.GrowingIndex | None
     recent_BGTA: jax.Array | None
+    host: hosts.HostBlocks | None = dataclasses.field(metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +54,15 @@ class Cache:
 def empty(
     model: model_settings.ModelSettings, cache: settings.CacheSettings, batch: int
 ) -> Cache:
-    """A cache of no tokens; all its memory is taken now."""
+    """A cache of no tokens; all its memory is taken now, but for the host's.
+
+    Raises:
+        ValueError: blocks on the host cannot give the exact step its keys.
+    """
+    if cache.store == "host" and model.index.X:
+        raise ValueError(
+            f"decode: store='host' with index.X={model.index.X}: the exact step reads keys on the device; set X to 0"
+        )
     capacity_tokens = -(-cache.capacity_tokens // model.index.C) * model.index.C
     cache = dataclasses.replace(
         cache,
@@ -71,7 +82,7 @@ def lead_blocks(model: model_settings.ModelSettings) -> int:
 
 
 def num_bytes(cache: Cache) -> int:
-    """Memory of all arrays."""
+    """Memory of all arrays on the device."""
     return sum(x.nbytes for x in jax.tree.leaves(cache))
 
 
@@ -81,8 +92,8 @@ def bytes_per_token(
     """What one more token of one row takes, for each layer of the pattern.
 
     Returns:
-        `kind`, `kv_bytes` (keys and values) and `index_bytes` (bookmarks, chapters, links), 0 where a layer keeps a
-        bounded number of tokens.
+        `kind`, `kv_bytes` (keys and values) and `index_bytes` (bookmarks, chapters, links) on the device: 0 where a
+        layer keeps a bounded number of tokens, or the host keeps them.
     """
 
     def of_capacity(capacity_tokens, letter):
@@ -129,11 +140,13 @@ def _empty_layer(model, letter, cache, batch):
         )
         num_blocks = min(sink_blocks + kept, num_blocks)
     shape = (batch, model.G, num_blocks, index.C, model.K)
+    on_host = cache.store == "host" and kind == "b"
     k, v = (
-        blocks.empty(shape, model.dtype, cache.store, sink_blocks) for _ in range(2)
+        None if on_host else blocks.empty(shape, model.dtype, cache.store, sink_blocks)
+        for _ in range(2)
     )
     if kind != "b":
-        return LayerCache(k, v, None, None)
+        return LayerCache(k, v, None, None, None)
     grown = grow.empty(
         batch,
         model.G,
@@ -144,4 +157,5 @@ def _empty_layer(model, letter, cache, batch):
     )
     recent_tokens = (lead_blocks(model) + 1) * index.query_block - 1
     recent_BGTA = jnp.full((batch, model.G, recent_tokens, index.A), -1, jnp.int32)
-    return LayerCache(k, v, grow.per_row(grown), recent_BGTA)
+    kept = hosts.HostBlocks(shape, model.dtype) if on_host else None
+    return LayerCache(k, v, grow.per_row(grown), recent_BGTA, kept)

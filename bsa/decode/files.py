@@ -50,8 +50,9 @@ def save(path, cache: caches.Cache, token_BT, fingerprint: str) -> None:
     }
     unfinished = path.with_name(path.name + ".unfinished")
     try:
+        arrays = _named(jax.device_get(cache)) | _on_host(cache)
         with open(unfinished, "wb") as file:
-            np.savez(file, made_of=json.dumps(made_of), **_named(jax.device_get(cache)))
+            np.savez(file, made_of=json.dumps(made_of), **arrays)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -84,6 +85,8 @@ def load(
                 jax.device_put(file[name].view(leaf.dtype))
                 for name, leaf in _named(template).items()
             ]
+            for name, array in _on_host(template).items():
+                array[...] = file[name].view(array.dtype)
         except _DAMAGE as error:
             raise ValueError(f"{path} is damaged: {error}") from error
     structure = jax.tree.structure(template)
@@ -113,3 +116,13 @@ def _named(cache):
     """Arrays, or their shapes, by their path in the cache, in the order of its leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(cache)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _on_host(cache):
+    """The arrays that the host keeps, by name."""
+    return {
+        f".layers[{i}].host.{name}": getattr(layer.host, name)
+        for i, layer in enumerate(cache.layers)
+        if layer.host is not None
+        for name in ("k_BGNCK", "v_BGNCK")
+    }

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-STORES = ("model", "int8")
+STORES = ("model", "int8", "host")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,8 @@ class CacheSettings:
         capacity_tokens: tokens of a row that find room, prompt and answer; rounded up to whole key blocks by `cache`.
         piece_tokens: tokens of a row that are read at once; bounds the memory of scores, and window and chunked layers
             keep that many more keys than they need.
-        store: of keys and values: "model" (the model's dtype) or "int8" (with a float32 scale a token and head).
+        store: of keys and values: "model" (the model's dtype), "int8" (with a float32 scale a token and head) or "host"
+            (those of bookmark layers in the host's memory, see `host`).
     Raises:
         ValueError: a value is out of range.
     """

@@ -1,5 +1,6 @@
 """A book and a question: read once, saved, asked again, stopped and gone on with; and what cannot work."""
 
+import dataclasses
 import logging as std_logging
 import signal
 
@@ -13,9 +14,11 @@ from bsa.decode import command, explain, files, generate, step
 from bsa.decode.settings import CacheSettings, SamplingSettings
 from tests.bsa.decode import cases
 
-MODEL = cases.dataclasses.replace(cases.GRAPH, V=256)
+INDEX = {"route": "chapters", "chapter_levels": 1, "P": 1}
+MODEL = dataclasses.replace(cases.bookmarks_only("n", **INDEX), V=256)
+ROOM = CacheSettings(320, 64)
 BOOK = "".join(f"Line {i} of a book. " for i in range(12)).encode()
-OPTIONS = command.DEFAULTS | {"max_tokens": 6, "piece_tokens": 64}
+OPTIONS = command.DEFAULTS | {"max_tokens": 6} | dataclasses.asdict(ROOM)
 NO_PATHS = {"save_cache": "", "load_cache": "", "page": ""}
 
 
@@ -92,7 +95,7 @@ def test_what_cannot_work_is_said_by_name(ask, book, tmp_path):
     broken.write_bytes(flipped)
     with pytest.raises(ValueError, match=r"broken\.npz"):
         ask(load_cache=broken)
-    other = cases.dataclasses.replace(MODEL, rope_theta=500.0)
+    other = dataclasses.replace(MODEL, rope_theta=500.0)
     mark = files.fingerprint(cases.parameters(MODEL), other)
     token_BT = np.frombuffer(BOOK, np.uint8)[None]
     with pytest.raises(ValueError, match=r"read\.npz is the cache of another model"):
@@ -115,31 +118,30 @@ def test_what_cannot_work_is_said_by_name(ask, book, tmp_path):
 
 
 def test_a_prompt_beyond_capacity_leaves_the_cache_as_it_was():
-    params, token_BT = cases.parameters(MODEL), np.ones((1, 40), np.int32)
-    cache = caches.empty(MODEL, CacheSettings(64, 64), 1)
+    params, token_BT = cases.parameters(MODEL), np.ones((1, 300), np.int32)
+    cache = caches.empty(MODEL, ROOM, 1)
     _, cache = step.prefill(params, token_BT, cache, MODEL)
     for too_many in (token_BT, np.ones((1, 0), np.int32)):
-        with pytest.raises(ValueError, match="capacity_tokens=80|prompt is empty"):
+        with pytest.raises(ValueError, match="capacity_tokens=600|prompt is empty"):
             step.prefill(params, too_many, cache, MODEL)
-    with pytest.raises(ValueError, match="capacity_tokens=90"):
+    with pytest.raises(ValueError, match="capacity_tokens=350"):
         sampling = SamplingSettings(max_tokens=50)
         next(generate.stream(params, jnp.ones(1), cache, MODEL, sampling))
-    assert int(cache.length_B[0]) == 40
-    step.prefill(params, token_BT[:, :24], cache, MODEL)
+    assert int(cache.length_B[0]) == 300
+    step.prefill(params, token_BT[:, :20], cache, MODEL)
 
 
 def test_a_batch_answers_like_its_rows_and_ends_at_stop_sequences():
     """Rows of different lengths; the stop is what the first row would have said third."""
     params = cases.parameters(MODEL)
     prompts = [BOOK[:50], BOOK[20:57]]
-    room = CacheSettings(64, 64)
 
     def answers(prompts, **sampling):
         count_B = np.array([len(prompt) - 1 for prompt in prompts])
         token_BT = np.zeros((len(prompts), count_B.max()), np.int32)
         for row, prompt in enumerate(prompts):
             token_BT[row, : count_B[row]] = list(prompt[:-1])
-        cache = caches.empty(MODEL, room, len(prompts))
+        cache = caches.empty(MODEL, ROOM, len(prompts))
         _, cache = step.prefill(params, token_BT, cache, MODEL, count_B=count_B)
         last_B = [prompt[-1] for prompt in prompts]
         sampling = SamplingSettings(max_tokens=8, **sampling)
@@ -168,7 +170,7 @@ def test_passages_are_those_that_were_read(tmp_path, ask):
 
     params = cases.parameters(MODEL)
     token_BT = np.frombuffer(BOOK, np.uint8).astype(np.int32)[None]
-    cache = caches.empty(MODEL, CacheSettings(256, 64), 1)
+    cache = caches.empty(MODEL, ROOM, 1)
     _, cache = step.prefill(params, token_BT[:, :-1], cache, MODEL)
     _, readings, cache = step.decode_step(
         params, jnp.asarray(token_BT[:, -1]), cache, MODEL, weigh=True
@@ -182,5 +184,5 @@ def test_passages_are_those_that_were_read(tmp_path, ask):
     for passage in found:
         assert passage.text.encode() in b" ".join(BOOK.split())
         assert passage.chain[0].startswith("chapter of tokens")
-        named = [int(s.split(":")[0].split()[-1]) for s in passage.chain[2:]]
+        named = [int(s.split(":")[0].split()[-1]) for s in passage.chain[1:]]
         assert named == sorted(named, reverse=True) and named[0] == passage.first // 4

@@ -1,0 +1,160 @@
+"""Reading 128K to 10M tokens and answering: prefill rate, time a token, bytes, against dense attention on the same cache.
+
+Command: python -m experiments.decode [--tokens=131072,1048576,10485760] [--kinds=bookmark,dense] [--pattern=wwwb]
+Hardware: one H100; the records say which
+Output: experiments/results/decode.json; cells measured before on the same device stay
+
+A model of D=512, L=8, H=8, G=2 with fresh parameters reads random bytes. `dense` has dense layers in place of bookmark
+layers; its cache is taken as read, since reading it would take tokens squared, and its prefill is not measured. `ms_per_token`
+is the median of `--steps` single tokens after the text. `formula_bytes` is what the cache's settings promise and the
+parameters; `peak_bytes` is the allocator's, or null where it does not say. Each cell runs in a process of its own.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bsa.decode import cache as caches
+from bsa.decode import settings as decode_settings
+from bsa.decode import step
+from bsa.model import decoder
+from bsa.train import provenance, settings
+from configs import base
+from experiments import record
+
+COARSEST = 2048
+"""Levels are added until there are at most this many of the coarsest chapters, all of which a query is compared with."""
+
+
+def long_index(index, tokens, route):
+    """The index of a model, routed for a long text: chapters of 32, as many levels as the text asks for."""
+    num, levels = tokens // index.C // 32, 1
+    while num > COARSEST:
+        num, levels = num // 32, levels + 1
+    return dataclasses.replace(
+        index,
+        route=route,
+        chapter_bookmarks=32,
+        chapter_levels=levels,
+        chapter_R=8,
+        P=8 if route == "graph" else 0,
+        children=16,
+    )
+
+
+def model_settings(tokens, arguments, kind):
+    """The measured model."""
+    config = base.get_config()
+    pattern = arguments.pattern
+    config.model.update(D=512, H=8, G=2, K=64, F=1408, L=8, remat="none")
+    if arguments.small:
+        config.model.update(D=32, H=4, G=2, K=8, F=64, L=len(pattern), dtype="float32")
+    config.model.update(
+        pattern=pattern.replace("b", "d") if kind == "dense" else pattern,
+        positions="r" * len(pattern),
+        window_tokens=(256,) * len(pattern),
+    )
+    model = settings.from_config(config).model
+    index = long_index(model.index, tokens, arguments.route)
+    return dataclasses.replace(model, index=index)
+
+
+def measure(tokens, kind, arguments):
+    """The record of one cell."""
+    model = model_settings(tokens, arguments, kind)
+    room = decode_settings.CacheSettings(
+        tokens + arguments.steps + 1, arguments.piece, arguments.store
+    )
+    params = decoder.init(jax.random.key(0), model)
+    cache = caches.empty(model, room, 1)
+    bytes_of_cache = caches.num_bytes(cache)
+    random, rate = np.random.default_rng(tokens), None
+    if kind == "dense":
+        cache = dataclasses.replace(cache, length_B=jnp.full(1, tokens, jnp.int32))
+    else:
+        token_BT = random.integers(0, 256, (1, tokens), np.int32)
+        # The first piece compiles.
+        _, cache = step.prefill(params, token_BT[:, : arguments.piece], cache, model)
+        jax.block_until_ready(cache)
+        begin = time.perf_counter()
+        _, cache = step.prefill(params, token_BT[:, arguments.piece :], cache, model)
+        jax.block_until_ready(cache)
+        rate = (tokens - arguments.piece) / (time.perf_counter() - begin)
+    token_B, times, share = jnp.zeros(1, jnp.int32), [], None
+    for _ in range(arguments.steps):
+        begin = time.perf_counter()
+        logits_BV, readings, cache = step.decode_step(params, token_B, cache, model)
+        token_B = jax.block_until_ready(logits_BV.argmax(-1).astype(jnp.int32))
+        times.append(time.perf_counter() - begin)
+        if kind == "bookmark":
+            block_id = next(r for r in readings if r is not None).block_id_BGJ
+            share = float((block_id >= 0).sum(-1).mean()) / (tokens / model.index.C)
+    stats = jax.devices()[0].memory_stats() or {}
+    return {
+        "device": jax.devices()[0].device_kind,
+        "tokens": tokens,
+        "kind": kind,
+        "store": arguments.store,
+        "pattern": arguments.pattern,
+        "route": arguments.route,
+        "prefill_tokens_per_s": rate,
+        "ms_per_token": 1000 * float(np.median(times[2:])),
+        "share_of_blocks_read": share,
+        "cache_bytes": bytes_of_cache,
+        "formula_bytes": formula(model, room)
+        + sum(x.nbytes for x in jax.tree.leaves(params)),
+        "peak_bytes": stats.get("peak_bytes_in_use"),
+    }
+
+
+def formula(model, room):
+    """Bytes of a row's cache, by `cache.bytes_per_token`; what window layers keep is not counted."""
+    rows = caches.bytes_per_token(model, room)
+    repeated = model.L // len(model.pattern)
+    each = sum(row["kv_bytes"] + row["index_bytes"] for row in rows)
+    return round(each * repeated * room.capacity_tokens)
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", default="131072,1048576,10485760")
+    parser.add_argument("--kinds", default="bookmark,dense")
+    parser.add_argument("--pattern", default="wwwb")
+    parser.add_argument("--route", default="chapters", help="flat, chapters or graph")
+    parser.add_argument("--store", default="model", help="model or int8")
+    parser.add_argument("--piece", type=int, default=1024, help="tokens read at once")
+    parser.add_argument("--steps", type=int, default=64, help="tokens answered, over 2")
+    parser.add_argument("--small", action="store_true", help="a model for a CPU")
+    parser.add_argument("--cell", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse()
+    sizes = [int(tokens) for tokens in arguments.tokens.split(",")]
+    kinds = arguments.kinds.split(",")
+    if arguments.cell:
+        print(json.dumps(measure(sizes[0], kinds[0], arguments)))
+        return
+    cells = ("device", "tokens", "kind", "store", "pattern", "route")
+    for tokens in sizes:
+        for kind in kinds:
+            command = [sys.executable, "-m", "experiments.decode", *sys.argv[1:]]
+            command += ["--cell", f"--tokens={tokens}", f"--kinds={kind}"]
+            done = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True
+            )
+            row = json.loads(done.stdout.splitlines()[-1])
+            print(row, flush=True)
+            record.merge("decode", provenance.provenance(), row, cells)
+
+
+if __name__ == "__main__":
+    main()
