@@ -86,6 +86,10 @@ def _prepare():
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise ValueError("--config=configs/NAME.py and --workdir=DIR are both needed")
     run = settings.from_config(_CONFIG.value)
+    if run.model.V < 256:
+        raise ValueError(
+            f"model: V={run.model.V}: tokens are bytes, so V must be at least 256"
+        )
     mesh = meshes.make_mesh(run.mesh)
     corpus = sources.open_corpus(run.data)
     step.check(run, mesh)

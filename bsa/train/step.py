@@ -122,6 +122,16 @@ def make_evaluation_step(run: settings.RunSettings, bucket_start: tuple[int, ...
     return jax.jit(evaluation_step)
 
 
+def make_answer_step(run: settings.RunSettings):
+    """Compiles (params, batch) -> hit_BT, bool, whether each target was the likeliest token; and the layers' figures."""
+
+    def answer_step(params, batch):
+        _, hit_BT, figures = _forward(params, batch, run)
+        return hit_BT, figures
+
+    return jax.jit(answer_step)
+
+
 def make_selection_step(run: settings.RunSettings):
     """Compiles (params, batch) -> the `BlockSelection` of every bookmark layer, by letter of the pattern."""
 
