@@ -125,6 +125,10 @@ def _prepare():
         raise ValueError(
             f"pretrained.source={run.pretrained.source!r} can be evaluated, not trained; add --mode=evaluate"
         )
+    if run.model.V < 256:
+        raise ValueError(
+            f"model: V={run.model.V}: tokens are bytes, so V must be at least 256"
+        )
     mesh = meshes.make_mesh(run.mesh)
     corpus = sources.open_corpus(run.data)
     step.check(run, mesh)

@@ -120,10 +120,6 @@ class RunSettings:
             raise ValueError(
                 f"B={self.data.B} rows do not split into accumulation_steps={self.train.accumulation_steps} micro-batches"
             )
-        if self.model.V < 256:
-            raise ValueError(
-                f"V={self.model.V}: tokens are bytes, so V must be at least 256"
-            )
 
 
 def from_config(config: ml_collections.ConfigDict) -> RunSettings:

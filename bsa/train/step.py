@@ -133,6 +133,16 @@ def make_evaluation_step(
     return jax.jit(evaluation_step, out_shardings=meshes.whole(mesh))
 
 
+def make_answer_step(run: settings.RunSettings, mesh: jax.sharding.Mesh):
+    """Compiles (params, batch) -> hit_BT, bool, whether each target was the likeliest token; and the layers' figures."""
+
+    def answer_step(params, batch):
+        _, hit_BT, figures = _forward(params, batch, run, mesh)
+        return hit_BT, figures
+
+    return jax.jit(answer_step, out_shardings=meshes.whole(mesh))
+
+
 def make_selection_step(run: settings.RunSettings, mesh: jax.sharding.Mesh):
     """Compiles (params, batch) -> the `BlockSelection` of every bookmark layer, by letter of the pattern."""
 

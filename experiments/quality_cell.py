@@ -1,0 +1,160 @@
+"""One cell of a table of `experiments.quality`: a method trained with one seed, and tested on every task of its suite."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+
+import jax
+import numpy as np
+from absl import logging
+
+from bsa.parallel import mesh as meshes
+from bsa.tasks import catalogue, example, pipeline, sources
+from bsa.train import evaluate, settings, step
+from configs import base
+from experiments import quality_suites
+
+TEST_SEED = 0
+"""All methods and seeds are tested on the same examples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method and seed of a suite."""
+
+    suite: str
+    method: str
+    seed: int
+
+    @property
+    def parts(self) -> quality_suites.Suite:
+        return quality_suites.SUITES[self.suite]
+
+    def run(self, source: str, T: int | None = None) -> settings.RunSettings:
+        """Settings of its training, or for rows of T tokens."""
+        config = base.get_config()
+        config.update_from_flattened_dict(
+            {**self.parts.base, **self.parts.methods[self.method]}
+        )
+        config.seed = config.data.seed = self.seed
+        config.data.source = source
+        config.data.T = T or config.data.T
+        return settings.from_config(config)
+
+    def path(self, workdir: pathlib.Path) -> pathlib.Path:
+        """Where it is kept."""
+        return workdir / self.suite / f"{self.method}-{self.seed}.json"
+
+    def described(self, run: settings.RunSettings) -> str:
+        """All that its numbers depend on."""
+        return repr((run, self.parts.train, self.parts.tests))
+
+
+def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):
+    """The parameters after the last step."""
+    train_step, state = step.make_train_step(run, mesh), step.initial_state(run, mesh)
+    with contextlib.closing(iter(training_batches(cell, run))) as batches:
+        for number in range(1, run.train.steps + 1):
+            batch = meshes.global_batch(mesh, next(batches))
+            state, figures = train_step(state, batch)
+            if number % 100 == 0 or number == run.train.steps:
+                loss = float(figures["loss"])
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"{cell}: loss {loss} at step {number}")
+                logging.info("step %d/%d  loss %.3f", number, run.train.steps, loss)
+    return state.params
+
+
+def training_batches(cell: Cell, run: settings.RunSettings):
+    """Text, or the mix of the suite's tasks."""
+    if is_text(cell.parts.train[0]):
+        return pipeline.train_batches(sources.open_corpus(run.data), run.data)
+    mix = [(make_task(part, run), part.num_tokens) for part in cell.parts.train]
+    return catalogue.train_batches(mix, B=run.data.B, T=run.data.T, seed=run.data.seed)
+
+
+def test(cell: Cell, run, mesh, params) -> list[dict]:
+    """Records of every test of the suite."""
+    known = {
+        "suite": cell.suite,
+        "method": cell.method,
+        "seed": cell.seed,
+        "params": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "train_tokens": run.train.steps * run.data.B * run.data.T,
+    }
+    answer_step, records = step.make_answer_step(run, mesh), []
+    for part in cell.parts.tests:
+        if is_text(part):
+            rows = test_text(
+                cell.run(run.data.source, part.num_tokens), mesh, params, part
+            )
+        else:
+            rows = [test_task(run, mesh, params, part, answer_step)]
+        records += [known | row for row in rows]
+        logging.info("%s", records[-1])
+    return records
+
+
+def test_task(run, mesh, params, part: quality_suites.Part, answer_step) -> dict:
+    """Score over whole batches of as many tokens as in training, at least `part.samples` examples."""
+    task, num_tokens = make_task(part, run), part.num_tokens
+    rows = min(part.samples, max(1, run.data.B * run.data.T // num_tokens))
+    scores, attended = [], []
+    for first in range(0, part.samples, rows):
+        batch, answer_id_BT = catalogue.test_batch(
+            task, num_tokens, range(first, first + rows), TEST_SEED
+        )
+        answers = answer_step(params, meshes.global_batch(mesh, batch))
+        hit_BT, figures = jax.device_get(answers)
+        scores += example.score(hit_BT, answer_id_BT).tolist()
+        attended.append(float(figures["attended_tokens"]))
+    return {
+        "task": _named(part),
+        "length": num_tokens,
+        "attended_tokens": float(np.mean(attended)),
+        "score": float(np.mean(scores)),
+        "chance": task.chance(num_tokens),
+    }
+
+
+def test_text(run, mesh, params, part: quality_suites.Part) -> list[dict]:
+    """Bits per byte of rows that long, whole and by position: `length` ends at the bucket's end there."""
+    corpus = sources.open_corpus(run.data)
+    result = evaluate.Evaluator(run, corpus, mesh).bits_per_byte(params, part.samples)
+    row = {"attended_tokens": result["attended_tokens"], "chance": 8.0}
+    whole = {
+        "task": "bits_per_byte",
+        "length": part.num_tokens,
+        "score": result["bits_per_byte"],
+    }
+    buckets = [
+        {
+            "task": f"bits_of_{part.num_tokens}",
+            "length": bucket["last"] + 1,
+            "score": bucket["bits_per_byte"],
+        }
+        for bucket in result["bits_per_byte_by_position"]
+    ]
+    return [row | one for one in (whole, *buckets)]
+
+
+def make_task(part: quality_suites.Part, run: settings.RunSettings) -> example.Task:
+    """The task of a part, which must fit the model's vocabulary.
+
+    Raises:
+        ValueError: it does not.
+    """
+    task = catalogue.TASKS[part.task](**part.options)
+    if task.V > run.model.V:
+        raise ValueError(f"{part.task}: V={task.V} is above the model's {run.model.V}")
+    return task
+
+
+def is_text(part: quality_suites.Part) -> bool:
+    return part.task == "text"
+
+
+def _named(part):
+    """Task and options, as in `mqar num_pairs=64`."""
+    return " ".join([part.task, *(f"{k}={v}" for k, v in part.options.items())])

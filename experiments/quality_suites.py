@@ -1,0 +1,275 @@
+"""The tables of `experiments.quality` as data: which methods learn what, and where they are tested.
+
+A method is a change of knobs (`configs/base.py`). All methods of a suite have the same parameters; the published
+selectors are those that the index can express exactly. Query heads have keys of their own (H = G), since those choose
+blocks head by head.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Examples of one task and length, in training or as a test.
+
+    Attributes:
+        task: a name of `catalogue.TASKS`, or "text" for the text that `data.source` names.
+        num_tokens: of an example.
+        options: fields of the task.
+        samples: test examples at least (rounded up to whole batches); of text, batches.
+    """
+
+    task: str
+    num_tokens: int
+    options: Mapping = dataclasses.field(default_factory=dict)
+    samples: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A table: every method is trained on `train` for every seed, and tested on `tests`.
+
+    Attributes:
+        base: knobs of all methods, by dotted name.
+        methods: knobs that differ.
+        train: mixed evenly by tokens; one part "text" trains on text alone.
+    """
+
+    base: Mapping
+    methods: Mapping[str, Mapping]
+    train: Sequence[Part]
+    tests: Sequence[Part]
+    seeds: Sequence[int] = (0, 1, 2)
+
+
+def _knobs(section, **values):
+    return {f"{section}.{name}": value for name, value in values.items()}
+
+
+def _layers(pattern, windows, positions=None):
+    """Kinds of layers, with RoPE in all but the last unless said otherwise."""
+    positions = positions or "r" * (len(pattern) - 1) + "n"
+    return _knobs("model", pattern=pattern, window_tokens=windows, positions=positions)
+
+
+def _parts(tasks, lengths, samples=0, **options):
+    return [Part(task, n, options, samples) for n in lengths for task in tasks]
+
+
+MEAN_KEY = _knobs("index", digest="submeans", R=1)
+MINMAX = _knobs("index", digest="minmax")
+"""Digests of MoBA (and of all that score block means) and of Quest, everything else as in a bookmark layer."""
+
+
+# Associative recall: each token reads 48 (window 16 and 4 blocks of 8), the budget of Zoology's NSA configuration.
+# 1.4M parameters, most of them embeddings; 197M tokens a cell.
+_MQAR_BASE = {
+    **_knobs("model", D=128, H=2, G=2, K=64, F=256, V=8192, L=2, remat="none"),
+    **_knobs("index", C=8, query_block=16, J=80, A=4, sink_tokens=0, open_tokens=1),
+    **_knobs("data", B=256, T=256, passkey_share=0.0),
+    **_knobs("train", steps=3000, learning_rate=2e-3, warmup_steps=300),
+}
+_MQAR_METHODS = {
+    "dense": _layers("wd", (16, 16)),
+    "window": _layers("ww", (16, 48)),
+    "streaming": _layers("ww", (16, 40)) | _knobs("index", sink_tokens=8),
+    "bookmark": _layers("wb", (16, 16)),
+    "mean_key": _layers("wb", (16, 16)) | MEAN_KEY,
+    "minmax": _layers("wb", (16, 16)) | MINMAX,
+    "moba": _layers("wb", (16, 8), "rr") | MEAN_KEY | _knobs("index", A=5, J=96),
+    "quest": _layers("wb", (16, 8), "rr") | MINMAX | _knobs("index", A=5, J=96),
+}
+MQAR = Suite(
+    base=_MQAR_BASE,
+    methods=_MQAR_METHODS,
+    train=[
+        Part("mqar", length, {"num_pairs": pairs})
+        for length, pairs in ((64, 4), (128, 8), (256, 16), (256, 32), (256, 64))
+    ],
+    tests=[
+        Part("mqar", length, {"num_pairs": pairs}, samples=1024)
+        for length, pairs in (
+            *((64, 4), (64, 8), (64, 16), (128, 32)),
+            *((256, 64), (512, 128), (1024, 256)),
+        )
+    ],
+)
+
+
+# Texts of RULER's kind: 6.6M parameters, trained on up to 4K tokens, 197M in a cell.
+_READING_BASE = {
+    **_knobs("model", D=256, H=4, G=4, K=64, F=704, V=512, L=8, remat="none"),
+    **_knobs("index", A=4, J=96),
+    **_knobs("data", B=16, T=4096, passkey_share=0.0),
+    **_knobs("train", steps=3000, learning_rate=2e-3, warmup_steps=200),
+}
+_LOCAL = (256, 256, 256)
+# How many blocks stay open depends on how alike neighbours choose; 640 tokens of window are a guess at a bookmark layer's
+# budget, to be set by the attended tokens that the first cell reports.
+_READING_METHODS = {
+    "dense": _layers("wwwd", (*_LOCAL, 256)),
+    "window": _layers("wwww", (*_LOCAL, 640), "rrrr") | _knobs("index", sink_tokens=0),
+    "streaming": _layers("wwww", (*_LOCAL, 640), "rrrr"),
+    "bookmark": _layers("wwwb", (*_LOCAL, 256)),
+    "mean_key": _layers("wwwb", (*_LOCAL, 256)) | MEAN_KEY,
+    "minmax": _layers("wwwb", (*_LOCAL, 256)) | MINMAX,
+    "moba": _layers("wwwb", (*_LOCAL, 16), "rrrr")
+    | MEAN_KEY
+    | _knobs("index", A=40, J=256, open_tokens=1, sink_tokens=0),
+}
+_NEEDLES = (
+    *("niah_single_1", "niah_single_2", "niah_single_3"),
+    *("niah_multikey_1", "niah_multikey_2", "niah_multikey_3"),
+    *("niah_multivalue", "niah_multiquery", "variable_tracking"),
+)
+_COUNTS = ("common_words", "frequent_words")
+NEEDLES = Suite(
+    base=_READING_BASE,
+    methods=_READING_METHODS,
+    train=_parts(_NEEDLES, (256, 1024, 4096)) + _parts(_COUNTS, (2048, 4096)),
+    tests=_parts((*_NEEDLES, *_COUNTS), (4096, 16384, 65536), samples=64)
+    + _parts(["niah_single_1"], (2**18, 2**20), samples=8),
+)
+
+
+# Context rot: one needle in words, and one among four, from the trained length to 256 times that.
+_ROT_METHODS = {
+    **{name: _READING_METHODS[name] for name in ("dense", "window", "bookmark")},
+    "rope": _layers("dddd", (256,) * 4, "rrrr"),
+    "irope": _layers("cccd", (256,) * 4) | _knobs("model", chunk_tokens=512),
+}
+_ROT_TASKS = ("niah_single_2", "niah_multikey_1")
+ROT = Suite(
+    base=_READING_BASE | _knobs("train", steps=2000),
+    methods=_ROT_METHODS,
+    train=_parts(_ROT_TASKS, (256, 1024, 4096)),
+    tests=_parts(_ROT_TASKS, (2**12, 2**14, 2**16), samples=64)
+    + _parts(_ROT_TASKS, (2**18, 2**20), samples=8),
+)
+
+
+# Several hops, the last name only; one bookmark layer among four, or two. 131M tokens a cell.
+def _linked(hops, **values):
+    return _layers("wwwb", (64,) * 4) | _knobs(
+        "index", route="graph", P=4, hops=hops, **values
+    )
+
+
+HOPS = Suite(
+    base=_READING_BASE
+    | _knobs("model", L=4)
+    | _knobs("index", A=4, J=96, sink_tokens=0)
+    | _knobs("data", B=128, T=512)
+    | _knobs("train", steps=2000),
+    methods={
+        "dense": _layers("wwwd", (64,) * 4),
+        "window": _layers("wwww", (64, 64, 64, 256)),
+        "bookmark": _layers("wwwb", (64,) * 4),
+        "links_1": _linked(1),
+        "links_2": _linked(2),
+        "two_layers": _layers("wbwb", (64,) * 4, "rnrn"),
+    },
+    train=[
+        *(Part("hop_needles", 512, {"hops": hops}) for hops in (1, 2)),
+        *(Part("induction_hops", 256, {"hops": hops}) for hops in (1, 2, 4)),
+        Part("joint_recall", 128),
+    ],
+    tests=[
+        *_parts(["hop_needles"], (512, 2048, 8192), samples=256, hops=1),
+        *_parts(["hop_needles"], (512, 2048, 8192), samples=256, hops=2),
+        *(Part("induction_hops", 256, {"hops": hops}, 256) for hops in (1, 2, 4)),
+        Part("joint_recall", 128, samples=256),
+    ],
+)
+
+
+# Text: configs/small.py's model, 66M bytes a cell; the score is bits per byte, less is better.
+LM = Suite(
+    base={
+        **_knobs("model", D=384, H=6, G=2, K=64, F=1280, L=8, remat="none"),
+        **_knobs("index", A=4),
+        **_knobs("data", B=8, T=8192),
+        **_knobs("train", steps=1000, learning_rate=2e-3, warmup_steps=100),
+    },
+    methods={
+        "dense": _layers("wwwd", (*_LOCAL, 256)),
+        "window": _layers("wwww", (*_LOCAL, 672), "rrrr"),
+        "bookmark": _layers("wwwb", (*_LOCAL, 256)),
+        "bookmark_rope": _layers("wwwb", (*_LOCAL, 256), "rrrr"),
+        "mean_key": _layers("wwwb", (*_LOCAL, 256)) | MEAN_KEY,
+        "minmax": _layers("wwwb", (*_LOCAL, 256)) | MINMAX,
+    },
+    train=[Part("text", 8192)],
+    tests=[Part("text", 8192, samples=32), Part("text", 32768, samples=8)],
+)
+
+
+# One knob at a time, on needles among needles: 66M tokens a cell.
+def _blocks(C, A):
+    return _knobs("index", C=C, A=A, sink_tokens=C)
+
+
+_ABLATED = ("niah_multikey_1", "niah_multikey_2", "variable_tracking")
+ABLATIONS = Suite(
+    base=_READING_BASE
+    | _layers("wwwb", (256,) * 4)
+    | _knobs("data", B=32, T=2048)
+    | _knobs("train", steps=1000),
+    methods={
+        "default": {},
+        "blocks_of_32": _blocks(32, 4),
+        "blocks_of_64": _blocks(64, 2),
+        "blocks_of_128": _blocks(128, 1),
+        "points_1": _knobs("index", R=1),
+        "points_4": _knobs("index", R=4),
+        "closed_pages": _knobs("index", open_tokens=1),
+        "exact_shortlist": _knobs("index", X=32),
+        "rope_keys": _knobs("model", positions="rrrr"),
+        **{
+            f"links_{name}": _knobs("index", route="graph", P=4, similarity=name)
+            for name in ("dot", "cosine", "pearson")
+        },
+        **{
+            f"hops_{hops}": _knobs("index", route="graph", P=4, hops=hops)
+            for hops in (0, 1, 3)
+        },
+        "every_2_layers": _layers("wb", (256,) * 2),
+        "every_8_layers": _layers("wwwwwwwb", (256,) * 8),
+    },
+    train=_parts(_ABLATED, (256, 2048)),
+    tests=_parts(_ABLATED, (2048, 16384), samples=64),
+    seeds=(0,),
+)
+
+
+# Seconds on two CPU cores: a token among noise, asked for up to 63 tokens later. Bookmarks reach it; a window of as
+# many tokens does half of the time.
+SMOKE = Suite(
+    base={
+        **_knobs("model", D=32, H=2, G=2, K=16, F=32, V=32, L=2, remat="none"),
+        **_knobs("model", dtype="float32"),
+        **_knobs("index", C=8, query_block=16, J=40, A=2, sink_tokens=0, R=2),
+        **_knobs("index", open_tokens=1, route_tokens=64),
+        **_knobs("data", B=16, T=64, passkey_share=0.0),
+        **_knobs("train", steps=200, learning_rate=1e-2, warmup_steps=10),
+    },
+    methods={
+        "dense": _layers("wd", (16, 16)),
+        "window": _layers("ww", (16, 32)),
+        "bookmark": _layers("wb", (16, 16)),
+    },
+    train=[Part("selective_copy", length, {"num_data": 1}) for length in (32, 64)],
+    tests=[Part("selective_copy", 64, {"num_data": 1}, samples=64)],
+    seeds=(0,),
+)
+
+SUITES = {
+    "smoke": SMOKE,
+    "mqar": MQAR,
+    "needles": NEEDLES,
+    "hops": HOPS,
+    "lm": LM,
+    "rot": ROT,
+    "ablations": ABLATIONS,
+}

@@ -1,0 +1,120 @@
+"""The table of methods and tasks: its suites can be run, its smoke suite tells selection from a window."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from bsa.tasks import catalogue
+from experiments import quality, quality_cell, quality_report, quality_suites
+from tests.experiments.test_index_recall import ROOT
+
+COLUMNS = {
+    *("suite", "task", "method", "seed", "length", "attended_tokens", "params"),
+    *("train_tokens", "score", "chance"),
+}
+
+
+def test_smoke_suite(tmp_path):
+    """Window first, then all: what is there is kept, and results hold all cells."""
+    workdir, results = tmp_path / "cells", tmp_path / "results"
+    window = quality.cells("smoke", ["window"])
+    quality.run_cells(window, workdir, results, "stdlib")
+    (kept,) = (workdir / "smoke").iterdir()
+    before = kept.stat().st_mtime_ns
+    quality.run_cells(quality.cells("smoke"), workdir, results, "stdlib")
+    assert kept.stat().st_mtime_ns == before
+
+    rows = json.loads((results / "quality.json").read_text())["records"]
+    assert [row["method"] for row in rows] == ["dense", "window", "bookmark"]
+    assert all(set(row) == COLUMNS | set(quality_report.ORIGIN) for row in rows)
+    assert len({row["params"] for row in rows}) == 1
+    dense, window, bookmark = rows
+    assert bookmark["attended_tokens"] <= window["attended_tokens"] < 22
+    assert dense["score"] > 0.9 and bookmark["score"] > 0.9
+    assert window["score"] < 0.7, "half of the text is out of its reach"
+    assert "| bookmark |" in (results / "quality_smoke.md").read_text()
+    assert (results / "quality_smoke.png").stat().st_size > 10_000
+
+
+def test_text_suite(tmp_path, monkeypatch):
+    """A suite that reads text reports bits, whole and by position, at lengths other than that of training too."""
+    monkeypatch.setitem(quality_suites.SUITES, "text", TEXT)
+    source = f"files:{ROOT}/bsa/**/*.py"
+    quality.run_cells(quality.cells("text"), tmp_path, tmp_path, source)
+    rows = json.loads((tmp_path / "quality.json").read_text())["records"]
+    lengths = {(row["task"], row["length"]) for row in rows}
+    whole = {("bits_per_byte", 64), ("bits_per_byte", 128)}
+    assert lengths >= whole | {("bits_of_64", 64), ("bits_of_128", 128)}
+    assert all(1 < row["score"] < 9 and row["chance"] == 8 for row in rows)
+
+
+TEXT = dataclasses.replace(
+    quality_suites.SMOKE,
+    base=quality_suites.SMOKE.base | {"model.V": 256, "model.L": 1, "train.steps": 12},
+    methods={
+        "dense": {
+            "model.pattern": "d",
+            "model.positions": "r",
+            "model.window_tokens": (16,),
+        }
+    },
+    train=[quality_suites.Part("text", 64)],
+    tests=[quality_suites.Part("text", length, samples=2) for length in (64, 128)],
+)
+
+
+@pytest.mark.parametrize("name", quality_suites.SUITES)
+def test_suites_are_sound(name):
+    """Every method has valid settings, every task fits vocabulary, rows and blocks, and has room."""
+    suite = quality_suites.SUITES[name]
+    rng = np.random.default_rng(0)
+    for method in suite.methods:
+        run = quality_cell.Cell(name, method, 0).run("stdlib")
+        index = run.model.index
+        for part in itertools.chain(suite.train, suite.tests):
+            assert part.num_tokens % index.C == part.num_tokens % index.query_block == 0
+            if quality_cell.is_text(part):
+                continue
+            assert part.task in catalogue.TASKS
+            task = quality_cell.make_task(part, run)
+            assert 0 < task.chance(part.num_tokens) < 1
+        for part in suite.train:
+            assert run.data.T % part.num_tokens == 0
+        assert all(part.samples > 0 for part in suite.tests)
+    for part in suite.train:
+        if not quality_cell.is_text(part):
+            task = quality_cell.make_task(part, run)
+            assert task.draw(part.num_tokens, rng).answer_id_T.max() > 0
+
+
+def test_other_settings_are_not_taken_for_the_same(tmp_path):
+    (cell,) = quality.cells("smoke", ["dense"])
+    path = cell.path(tmp_path)
+    path.parent.mkdir()
+    path.write_text(json.dumps({"described": "other"}))
+    with pytest.raises(ValueError, match="other settings; remove it"):
+        quality.run_cells([cell], tmp_path, tmp_path, "stdlib")
+    with pytest.raises(ValueError, match="dence; smoke has dense, window, bookmark"):
+        quality.cells("smoke", ["dence"])
+
+
+def test_results_of_other_suites_stay(tmp_path):
+    """And the range over seeds is told."""
+    for suite, score in (("a", 0.5), ("b", 0.25), ("a", 0.75)):
+        origin = {name: "x" for name in quality_report.ORIGIN}
+        rows = [
+            {"suite": suite, "task": "t", "method": "m", "seed": seed, "length": 8}
+            | {"attended_tokens": 4.0, "params": 1, "train_tokens": 1}
+            | {"score": score + seed / 8, "chance": 0.1}
+            for seed in (0, 1)
+        ]
+        quality_report.write(suite, [{"origin": origin, "records": rows}], tmp_path)
+    rows = json.loads((tmp_path / "quality.json").read_text())["records"]
+    assert sorted((row["suite"], row["score"]) for row in rows) == [
+        *(("a", 0.75), ("a", 0.875), ("b", 0.25), ("b", 0.375))
+    ]
+    table = (tmp_path / "quality_a.md").read_text()
+    assert "| t | 8 | 0.1 | 0.812 (0.750 to 0.875) |" in table
