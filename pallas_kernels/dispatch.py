@@ -55,8 +55,8 @@ def block_sparse_attention(
         mask_mod: None, or (b, h, q_id, k_id) -> bool, True where the key may be read.
             Elementwise, like `score_mod`.
         causal: a query reads only keys whose id is at most its own.
-        query_offset, key_offset: id of the first query and of the first key; ints or traced
-            int32 scalars.
+        query_offset, key_offset: id of the first query and of the first key; ints or int32
+            scalars, that of queries also int32[B]: when decoding, where each sequence ends.
         implementation: a key of `IMPLEMENTATIONS`, or "auto" (the best for the default
             backend, logged once).
     Returns:
@@ -70,6 +70,11 @@ def block_sparse_attention(
     _check_arrays(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids)
     _check_mod("score_mod", score_mod, jnp.float32, "fiiii")
     _check_mod("mask_mod", mask_mod, jnp.bool_, "iiii")
+    if jnp.shape(query_offset) not in ((), q_BTHK.shape[:1]):
+        raise ValueError(
+            f"query_offset has shape {jnp.shape(query_offset)}; it must be a scalar or "
+            f"one number for each of B={q_BTHK.shape[0]} sequences"
+        )
     call = options.Options(
         scale=float(scale),
         causal=causal,

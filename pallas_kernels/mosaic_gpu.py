@@ -74,6 +74,10 @@ def _check_call(q_BTHK, selection, options):
         raise NotImplementedError(
             f"mosaic_gpu has heads of at most {widest}, not K={K}: {INSTEAD}"
         )
+    if jnp.ndim(options.query_offset):
+        raise NotImplementedError(
+            f"mosaic_gpu has one query_offset for all sequences: {INSTEAD}"
+        )
     for name in ("query_block", "key_block"):
         if getattr(selection, name) not in mosaic_gpu_operands.BLOCKS:
             raise NotImplementedError(

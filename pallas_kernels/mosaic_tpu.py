@@ -23,8 +23,8 @@ from pallas_kernels import (
 
 KEY_BLOCKS = (16, 32, 64, 128)
 """Key blocks that fill tiles, tokens."""
-QUERY_BLOCKS = (16, 32, 64, 128)
-"""Query blocks, tokens; shorter ones and those between are padded."""
+QUERY_BLOCKS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Query blocks, tokens; those between are padded."""
 WIDTHS = (64, 128, 256)
 """Head widths; smaller ones are padded with zeros."""
 MAX_LIST = 4096
@@ -52,8 +52,9 @@ def attend(
         q_BTHK, k_BSGK, v_BSGK = (
             x.astype(jnp.float32) for x in (q_BTHK, k_BSGK, v_BSGK)
         )
-    offset = jnp.stack(
-        [jnp.asarray(x, jnp.int32) for x in (options.query_offset, options.key_offset)]
+    offset = jnp.append(
+        jnp.broadcast_to(jnp.asarray(options.query_offset, jnp.int32), q_BTHK.shape[0]),
+        jnp.asarray(options.key_offset, jnp.int32),
     )
     rules = dataclasses.replace(options, query_offset=0, key_offset=0)
     out_BTHK, lse_BHT = _attend(
@@ -99,39 +100,35 @@ def _check_call(q_BTHK, selection, options):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(static, differentiated, others):
     """Lays out the arrays, runs the kernel, and undoes the layout."""
-    q_BTHK = differentiated[0]
-    plan, operands = _prepare(static, differentiated, others)
-    out, lse = mosaic_tpu_forward.run(plan, operands)
-    T, K = q_BTHK.shape[1], q_BTHK.shape[3]
-    out_BTHK = mosaic_tpu_plan.from_rows(plan, out, T)[..., :K]
-    lse_BTH = mosaic_tpu_plan.from_rows(plan, lse.swapaxes(2, 3), T)[..., 0]
-    return out_BTHK, lse_BTH.swapaxes(1, 2)
+    return _forward(static, differentiated, others)[0]
 
 
 def _forward(static, differentiated, others):
-    """Saves the inputs and the results."""
-    results = _attend(static, differentiated, others)
-    return results, (differentiated, others, results)
+    """Saves the inputs, the output, and lse as the kernel lays it out."""
+    T, K = differentiated[0].shape[1::2]
+    plan, operands = _prepare(static, differentiated, others)
+    out, lse = mosaic_tpu_forward.run(plan, operands)
+    out_BTHK = mosaic_tpu_plan.from_rows(plan, out, T)[..., :K]
+    lse_BTH = mosaic_tpu_plan.from_rows(plan, lse.swapaxes(2, 3), T)[..., 0]
+    results = (out_BTHK, lse_BTH.swapaxes(1, 2))
+    return results, (differentiated, others, out_BTHK, lse)
 
 
 def _backward(static, saved, cotangents):
     """dQ by the lists, dK and dV by the lists turned round."""
-    differentiated, others, (out_BTHK, lse_BHT) = saved
+    differentiated, others, out_BTHK, lse = saved
     q_BTHK, k_BSGK, _, bias_BGTJ = differentiated
     dout_BTHK, dlse_BHT = cotangents
     (T, _, K), S = q_BTHK.shape[1:], k_BSGK.shape[1]
     plan, operands = _prepare(static, differentiated, others)
-
-    lse_BHT = jnp.where(lse_BHT == -jnp.inf, 0.0, lse_BHT)
-    shift_BTH = jnp.sum(
-        out_BTHK.astype(jnp.float32) * dout_BTHK.astype(jnp.float32), axis=-1
+    out, dout = (
+        mosaic_tpu_plan.to_rows(plan, mosaic_tpu_plan.pad(x, {3: plan.K}))
+        for x in (out_BTHK, dout_BTHK)
     )
-    shift_BTH -= dlse_BHT.swapaxes(1, 2)
-    stats = jnp.stack([lse_BHT.swapaxes(1, 2), shift_BTH], axis=-1)
-    stats = mosaic_tpu_plan.to_rows(plan, stats).swapaxes(2, 3)
-    dout = mosaic_tpu_plan.to_rows(
-        plan, mosaic_tpu_plan.pad(dout_BTHK, {3: plan.K}).astype(plan.dtype)
-    )
+    dlse = mosaic_tpu_plan.to_rows(plan, dlse_BHT.swapaxes(1, 2)[..., None])
+    shift = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), axis=-1)
+    shift = shift[:, :, None] - dlse.swapaxes(2, 3)
+    stats = jnp.concatenate([jnp.where(lse == -jnp.inf, 0.0, lse), shift], axis=2)
 
     dq, dbias = mosaic_tpu_dq.run(plan, operands, dout, stats)
     dk, dv = mosaic_tpu_dkv.run(plan, operands, others[0], dout, stats)
@@ -156,6 +153,9 @@ def _prepare(static, differentiated, others):
     (B, _, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
     sizes = tiles.INTERPRETED_TPU if interpret else tiles.tpu(pltpu.get_tpu_info())
     J = selection.block_id_BGQJ.shape[-1]
+    tokens = next(x for x in QUERY_BLOCKS if x >= selection.query_block)
+    blocks = max(1, sizes.keys // selection.key_block)
+    per_register = mosaic_tpu_plan.LANES // tokens if bias_BGTJ is not None else 1
     plan = mosaic_tpu_plan.Plan(
         B=B,
         H=H,
@@ -163,11 +163,11 @@ def _prepare(static, differentiated, others):
         K=next(x for x in WIDTHS if x >= K),
         Q=selection.count_BGQ.shape[-1],
         # Lists end at whole tiles, and biases at whole registers.
-        J=mosaic_tpu_plan.round_up(J, max(8, sizes.keys // selection.key_block)),
+        J=mosaic_tpu_plan.round_up(J, max(blocks, per_register)),
         N=-(-S // selection.key_block),
         query_block=selection.query_block,
         key_block=selection.key_block,
-        tokens=next(x for x in QUERY_BLOCKS if x >= selection.query_block),
+        tokens=tokens,
         num_keys=S,
         dtype=jnp.dtype(q_BTHK.dtype),
         scale=rules.scale,

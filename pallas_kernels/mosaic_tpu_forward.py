@@ -24,7 +24,7 @@ class Operands(NamedTuple):
     Attributes:
         lists: entries are key blocks, then their token masks if there are any.
         next_lists: the same array; a program sees the next program's list in it.
-        offset: int32[2]: of queries, of keys.
+        offset: int32[B + 1]: of each sequence's queries, of keys.
         bias: float32[B * G * Q, J * tokens / LANES, LANES].
     """
 

@@ -127,13 +127,10 @@ def walk(lists, ring, streams, blocks, work):
     def _work(tile):
         fetch_ahead(tile)
         slot = lax.rem(first_slot + tile, jnp.int32(slots))
-        for p in range(blocks):
-            for stream in streams:
-                pltpu.make_async_copy(
-                    stream.source_ref.at[0],
-                    stream.buffer_ref.at[slot, p],
-                    ring.arrived.at[slot],
-                ).wait()
+        for stream in streams:
+            # Waits for as many bytes as the tile has, whichever copies they came with.
+            tile_ref = stream.buffer_ref.at[slot]
+            pltpu.make_async_copy(tile_ref, tile_ref, ring.arrived.at[slot]).wait()
         work(slot, tile * blocks)
 
     pl.when(num_tiles == 0)(lambda: fetch_ahead(0))

@@ -50,17 +50,18 @@ def weigh(plan, offset_ref, pair, part, s):
     token = row & (plan.tokens - 1)
     head = pair.g * plan.heads + part * plan.part_heads
     head += row >> (plan.tokens.bit_length() - 1)
-    q_id = token + (pair.i * plan.query_block + offset_ref[0])
+    key_offset = offset_ref[plan.B]
+    q_id = token + (pair.i * plan.query_block + offset_ref[pair.b])
     first = pair.n * plan.key_block
     limit = jnp.full_like(row, plan.num_keys - 1) - first
     if plan.causal:
-        limit = jnp.minimum(limit, q_id - (first + offset_ref[1]))
+        limit = jnp.minimum(limit, q_id - (first + key_offset))
     if plan.has_mask:
         limit = jnp.where((pair.token_mask >> token) & 1 == 1, limit, -1)
     limit = jnp.where(pair.real, limit, -1)
     key = lax.broadcasted_iota(jnp.int32, s.shape, 0)
     read = key <= limit
-    ids = (pair.b, head, q_id, key + (first + offset_ref[1]))
+    ids = (pair.b, head, q_id, key + (first + key_offset))
     if plan.has_segments:
         read &= pair.segment_key == pair.segment_query
     if plan.mask_mod:

@@ -1,7 +1,7 @@
 """What a Mosaic TPU kernel knows while it is traced: sizes, rules, and how arrays are laid out for it.
 
 The rows of a query block are its tokens times the H/G query heads that share a list, head
-after head, cut into *parts* of whole heads. Tokens are padded to 16, 32, 64 or 128. Logits
+after head, cut into *parts* of whole heads. Tokens are padded to a power of two. Logits
 stand with keys in sublanes and rows in lanes: then what a mask must know of a key block is
 a scalar, and what it must know of a row a vector of one register. A *program* is one step
 of a kernel's grid.
@@ -95,10 +95,12 @@ class Plan:
 
 def write_lists(count, own, *entries):
     """Packs lists for `gather`: int32[programs, 1, 2 + entries], count and own block first."""
-    columns = [
-        x.astype(jnp.int32) for x in (count[..., None], own[..., None], *entries)
-    ]
-    lists = jnp.concatenate(columns, axis=-1)
+    # Columns of one element would each take a row of lanes.
+    lists = jnp.concatenate(entries, axis=-1)
+    lists = jnp.pad(lists, [(0, 0)] * (lists.ndim - 1) + [(ENTRIES, 0)])
+    place = jnp.arange(lists.shape[-1])
+    lists = jnp.where(place == COUNT, count[..., None], lists)
+    lists = jnp.where(place == OWN, own[..., None], lists)
     return lists.reshape(-1, 1, lists.shape[-1])
 
 
@@ -138,7 +140,9 @@ def call(plan, body, grid, operands, specs, outputs, scratch, name, aliases=None
         scratch_shapes=[scratch],
         input_output_aliases={names.index(x): y for x, y in (aliases or {}).items()},
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary")
+            dimension_semantics=("parallel", "arbitrary"),
+            # They cost more than the copies that they check.
+            disable_bounds_checks=True,
         ),
         interpret=plan.interpret,
         name=name,
@@ -164,12 +168,13 @@ def unblocked(array, space=pltpu.HBM):
 
 def dot(x, y, x_axis, y_axis):
     """Matrix product over one axis of each, summed in float32; float32 is not rounded first."""
-    exact = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    is_wide = x.dtype == jnp.float32
+    precision = lax.Precision.HIGHEST if is_wide else lax.Precision.DEFAULT
     return lax.dot_general(
         x,
         y,
         (((x_axis,), (y_axis,)), ((), ())),
-        precision=exact,
+        precision=precision,
         preferred_element_type=jnp.float32,
     )
 

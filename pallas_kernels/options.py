@@ -15,8 +15,9 @@ class Options:
         causal: a query reads a key only if the key's id is at most its own.
         score_mod: None, or (score, b, h, q_id, k_id) -> score of the same shape.
         mask_mod: None, or (b, h, q_id, k_id) -> bool; True where the key may be read.
-        query_offset: id of the first query token; int or traced int32 scalar.
-        key_offset: id of the first key token; int or traced int32 scalar.
+        query_offset: id of the first query token; int, int32 scalar, or int32[B], one for
+            each sequence.
+        key_offset: id of the first key token; int or int32 scalar.
 
     Both mods get float32 or int32 arrays that broadcast against each other, in whatever
     layout the implementation works in: elementwise operations only. b and h count

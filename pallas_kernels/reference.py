@@ -20,7 +20,7 @@ def attend(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids, options):
     ids = (
         jnp.arange(B)[:, None, None, None],
         jnp.arange(H)[:, None, None],
-        jnp.arange(T)[:, None] + options.query_offset,
+        jnp.arange(T)[:, None] + jnp.reshape(options.query_offset, (-1, 1, 1, 1)),
         jnp.arange(S) + options.key_offset,
     )
     read_BGTS, bias_BGTS = _expand(selection, bias_BGTJ, T, S)

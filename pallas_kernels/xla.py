@@ -58,7 +58,10 @@ def attend(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids, options):
     queries = xla_group.Queries(
         _stack(q_BGTHK, 2, tokens), _stack(bias_BGTJ, 2, tokens)
     )
-    score, *ids = xla_group.mod_arguments(B, G, *tokens[1:], H // G, J, C)
+    offset_B1 = jnp.reshape(jnp.asarray(options.query_offset, jnp.int32), (-1, 1))
+    score, *ids = xla_group.mod_arguments(
+        B, G, *tokens[1:], H // G, J, C, len(offset_B1)
+    )
     score_mod, (floats, others) = closure.convert(options.score_mod, score, *ids)
     mask_mod, mask_closure = closure.convert(options.mask_mod, *ids)
     keys = _Keys(
@@ -67,12 +70,12 @@ def attend(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids, options):
         floats,
     )
     query_BT, key_BS = (None, None) if segment_ids is None else segment_ids
+    token = jnp.arange(math.prod(tokens), dtype=jnp.int32)
     lists = xla_group.Lists(
         _stack(_mark_unlisted(selection, split[0]), 2, blocks, fill=split[0]),
         _stack(selection.token_mask_BGQJ, 2, blocks),
         _stack(query_BT, 1, tokens),
-        jnp.arange(math.prod(tokens), dtype=jnp.int32).reshape(tokens)
-        + jnp.asarray(options.query_offset, jnp.int32),
+        _stack(offset_B1 + token, 1, tokens),
     )
     context = _Context(
         _split(key_BS, 1, split),

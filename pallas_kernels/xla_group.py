@@ -46,7 +46,7 @@ class Lists(NamedTuple):
     block_id_BGQJ: jax.Array  # N where nothing is listed
     token_mask_BGQJ: jax.Array | None
     segment_BQT: jax.Array | None
-    token_id_QT: jax.Array
+    token_id_BQT: jax.Array  # B, or 1 if it is the same for all
 
 
 class Context(NamedTuple):
@@ -75,7 +75,7 @@ def attend_group(rules, queries, blocks, lists, context):
     ids = (
         jnp.arange(B, dtype=jnp.int32)[:, None, None, None, None, None, None],
         jnp.arange(G * H, dtype=jnp.int32).reshape(G, 1, 1, H, 1, 1),
-        lists.token_id_QT[:, :, None, None, None],
+        lists.token_id_BQT[:, None, :, :, None, None, None],
         (position_BGQJC + context.key_offset)[:, :, :, None, None],
     )
     if rules.score_mod is not None:
@@ -105,7 +105,7 @@ def _may_read(rules, ids, lists, context):
     _, _, q_id, k_id = ids
     read = jnp.array(True)
     if lists.token_mask_BGQJ is not None:
-        T = lists.token_id_QT.shape[1]
+        T = lists.token_id_BQT.shape[2]
         bit = jnp.arange(T, dtype=jnp.uint32)[:, None, None, None]
         read &= (lists.token_mask_BGQJ[:, :, :, None, None, :, None] >> bit) & 1 == 1
     if rules.causal:
@@ -143,9 +143,9 @@ def _matmul_backward(dtype, spec, operands, dz):
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def mod_arguments(B, G, Q, T, H, J, C):
+def mod_arguments(B, G, Q, T, H, J, C, num_offsets):
     """Shapes and dtypes of score, b, h, q_id, k_id in `attend_group`."""
     b, h = (B, 1, 1, 1, 1, 1, 1), (G, 1, 1, H, 1, 1)
-    q_id, k_id = (Q, T, 1, 1, 1), (B, G, Q, 1, 1, J, C)
+    q_id, k_id = (num_offsets, 1, Q, T, 1, 1, 1), (B, G, Q, 1, 1, J, C)
     ids = [jax.ShapeDtypeStruct(x, jnp.int32) for x in (b, h, q_id, k_id)]
     return jax.ShapeDtypeStruct((B, G, Q, T, H, J, C), jnp.float32), *ids

@@ -42,6 +42,8 @@ class Case:
         segments: documents in the row; 0 for no segment ids.
         hidden: probability that a token's bias on a block is -inf.
         empty: probability that a query block's list is empty.
+        offset_step: query_offset of a sequence beyond that of the one before; 0 makes it
+            the same int for all.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Case:
     segments: int = 0
     causal: bool = True
     query_offset: int = 0
+    offset_step: int = 0
     key_offset: int = 0
     empty: float = 0.0
 
@@ -90,6 +93,8 @@ _EVERYTHING = {
     "key_offset": 6,
     "empty": 0.2,
 }
+
+_DECODE = {"query_offset": 7, "offset_step": 61, "dtype": "bfloat16"}
 
 CASES = (
     Case("plain"),
@@ -149,6 +154,9 @@ CASES = (
     Case("query_offset", T=16, S=96, query_offset=80),
     Case("key_offset", S=48, T=64, key_offset=16),
     Case("both_offsets", T=20, S=90, query_offset=1000, key_offset=930),
+    Case("lengths", B=3, T=40, S=90, query_offset=10, offset_step=20),
+    Case("decode", B=3, T=1, S=200, H=8, G=2, K=64, J=6, query_block=1, **_DECODE),
+    Case("decode_3_tokens", B=2, T=3, S=100, H=3, G=3, query_block=3, **_DECODE),
     Case("everything", **_EVERYTHING),
     Case("everything_bfloat16", dtype="bfloat16", **_EVERYTHING),
     Case("everything_block_32", query_block=32, key_block=32, K=64, **_EVERYTHING),
@@ -212,7 +220,9 @@ def attend(case: Case, inputs: Inputs, implementation: str):
         score_mod=SCORE_MODS.get(case.score_mod),
         mask_mod=MASK_MODS.get(case.mask_mod),
         causal=case.causal,
-        query_offset=case.query_offset,
+        query_offset=case.query_offset + case.offset_step * jnp.arange(case.B)
+        if case.offset_step
+        else case.query_offset,
         key_offset=case.key_offset,
         implementation=implementation,
     )

@@ -6,8 +6,9 @@ import os
 import jax
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import IMPLEMENTATIONS, mosaic_gpu
+from pallas_kernels import IMPLEMENTATIONS, mosaic_gpu, mosaic_tpu
 
 # An interpreted warpgroup holds a thread of XLA's pool while it waits for another one: with
 # a thread a core they can starve each other, and the test hangs.
@@ -23,9 +24,16 @@ def full_precision():
 
 @pytest.fixture(autouse=True)
 def interpreted_kernels(monkeypatch):
-    """Lets `mosaic_gpu` run anywhere; on a Hopper GPU it is compiled."""
+    """Lets kernels run anywhere; on the device that they are for, they are compiled."""
     if not mosaic_gpu.is_hopper(jax.devices()[0]):
         interpreted = functools.partial(
             mosaic_gpu.attend, interpret=plgpu.InterpretGPUParams()
         )
         monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_gpu", interpreted)
+    if jax.default_backend() != "tpu":
+
+        def interpreted_unless_for_tpu(*arguments):
+            interpret = False if pltpu.is_tpu_device() else pltpu.InterpretParams()
+            return mosaic_tpu.attend(*arguments, interpret=interpret)
+
+        monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_tpu", interpreted_unless_for_tpu)
