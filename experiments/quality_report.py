@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from experiments import record
 
-RESULTS = record.RESULTS
 ORIGIN = ("commit", "date", "device")
 
 

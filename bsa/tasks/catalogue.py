@@ -1,6 +1,7 @@
 """The synthetic tasks by name, and batches of them. Every number of a task can be set: `TASKS["mqar"](num_pairs=64)`.
 
-Batches are those of `pipeline`, with the weight on what is asked.
+Batches are those of `pipeline`, with the weight on what is asked; it sums to 1 in every row, so that tasks which ask for
+little are not drowned by those that ask everywhere.
 """
 
 import functools
@@ -96,10 +97,11 @@ def _row(drawn):
     """Examples, one after another."""
     length = np.array([len(one.token_T) for one in drawn])
     starts = np.repeat(np.cumsum(length) - length, length)
+    weight = np.concatenate([one.weight_T for one in drawn])
     return {
         "token_BT": np.concatenate([one.token_T for one in drawn]),
         "target_BT": np.concatenate([one.target_T for one in drawn]),
-        "weight_BT": np.concatenate([one.weight_T for one in drawn]),
+        "weight_BT": weight / weight.sum(),
         "segment_id_BT": np.repeat(
             np.arange(1, len(drawn) + 1, dtype=np.int32), length
         ),

@@ -16,7 +16,7 @@ CASES = [
     ("joint_recall", {"num_contexts": 3, "num_keys": 7, "num_queries": 21}, 96),
     ("selective_copy", {}, 100),
     ("induction_hops", {}, 96),
-    ("induction_hops", {"hops": 3, "V": 5}, 96),
+    ("induction_hops", {"hops": 3, "letters": 5}, 96),
     ("passkey", {}, 64),
     ("niah_single_1", {}, 64),
     ("niah_single_2", {}, 64),
@@ -150,6 +150,7 @@ def test_batches_are_packed_and_repeatable():
     lengths = set()
     for batch in batches:
         assert {x.shape for x in batch.values()} == {(4, 64)}
+        assert batch["weight_BT"].sum(1) == pytest.approx(1), "every row counts alike"
         for segment_id_T, position_T in zip(
             batch["segment_id_BT"], batch["position_BT"]
         ):
@@ -183,7 +184,7 @@ def test_test_examples_are_their_own():
     batch, answer_id_BT = catalogue.test_batch(task, 64, range(3), seed=5)
     again, _ = catalogue.test_batch(task, 64, [2], seed=5)
     assert (again["token_BT"][0] == batch["token_BT"][2]).all()
-    assert ((answer_id_BT > 0) == batch["weight_BT"]).all()
+    assert ((answer_id_BT > 0) == (batch["weight_BT"] > 0)).all()
     seen = {row.tobytes() for train in take(4)[0] for row in train["token_BT"]}
     assert not seen & {row.tobytes() for row in batch["token_BT"]}
 
