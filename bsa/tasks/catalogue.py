@@ -44,23 +44,19 @@ def train_batches(
     B: int,
     T: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> grain.IterDataset:
     """Endless batches of packed examples; close the iterator, as with `pipeline.train_batches`.
 
     A row takes one of the mix's tasks, all equally often, and holds as many examples of its length as fit, each a
-    segment of its own. The same arguments give the same batches bit for bit, and all processes together the rows of one.
+    segment of its own. The same arguments give the same batches bit for bit.
 
     Args:
         mix: tasks, each with the tokens of its examples.
-        B: rows, over all processes.
+        B: rows.
         T: tokens of a row.
     Raises:
-        ValueError: B does not divide among the processes, or T is no multiple of an example's length.
+        ValueError: T is no multiple of an example's length.
     """
-    if B % process_count:
-        raise ValueError(f"B={B} rows do not divide among {process_count} processes")
     for _, num_tokens in mix:
         if T % num_tokens:
             raise ValueError(f"T={T} is no multiple of num_tokens={num_tokens}")
@@ -71,8 +67,8 @@ def train_batches(
         drawn = [task.draw(num_tokens, rng) for _ in range(T // num_tokens)]
         return _row(drawn)
 
-    rows = grain.MapDataset.range(process_index, sys.maxsize, process_count)
-    batches = rows.map(make_row).to_iter_dataset(_READ_AHEAD).batch(B // process_count)
+    rows = grain.MapDataset.range(sys.maxsize).map(make_row)
+    batches = rows.to_iter_dataset(_READ_AHEAD).batch(B)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=4)
 
 
