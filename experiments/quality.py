@@ -6,62 +6,50 @@ Cells that are in the workdir are kept, so a run that was stopped goes on; after
 into experiments/results/quality.json, quality_NAME.md and quality_NAME.png. Not run on a GPU yet.
 """
 
+import argparse
 import json
 import pathlib
 import sys
 import time
 
 import jax
-from absl import app, flags, logging
+from absl import logging
 
 from bsa.parallel import mesh as meshes
 from bsa.train import provenance, settings, step
-from experiments import quality_cell, quality_report, quality_suites
-
-_SUITE = flags.DEFINE_enum("suite", None, list(quality_suites.SUITES), "Which table.")
-_METHODS = flags.DEFINE_list("methods", None, "Only these; all of the suite's else.")
-_SEEDS = flags.DEFINE_list("seeds", None, "Only these; all of the suite's else.")
-_SOURCE = flags.DEFINE_string("source", "stdlib", "Text of suites that read text.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quality", "Cells are kept here.")
-_RESULTS = flags.DEFINE_string(
-    "results", str(quality_report.RESULTS), "Folder of the results."
-)
-_LIST = flags.DEFINE_bool("list", False, "Only say what the cells are, and their size.")
+from experiments import quality_cell, quality_report, quality_suites, record
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Runs a suite, or lists it."""
-    del argv
+    flags = parse()
     logging.set_verbosity(logging.INFO)
-    wanted = cells(_SUITE.value, _METHODS.value, _SEEDS.value)
-    if _LIST.value:
-        for cell in wanted:
-            print(size(cell, cell.run(_SOURCE.value)))
-    else:
-        run_cells(
-            wanted,
-            pathlib.Path(_WORKDIR.value),
-            pathlib.Path(_RESULTS.value),
-            _SOURCE.value,
-        )
+    try:
+        wanted = cells(flags.suite, flags.methods, flags.seeds)
+        missing = missing_cells(wanted, flags.workdir, flags.source)
+    except ValueError as error:
+        sys.exit(f"quality: {error}")
+    for cell in missing:
+        if flags.list:
+            print(size(cell, cell.run(flags.source)))
+        else:
+            write_cell(cell, flags.workdir, flags.source)
+            collect(flags.suite, flags.workdir, flags.results)
 
 
-def run_cells(
-    wanted: list[quality_cell.Cell],
-    workdir: pathlib.Path,
-    results: pathlib.Path,
-    source: str,
-) -> None:
-    """Trains and tests the cells that are not in the workdir, and collects after each.
-
-    Raises:
-        ValueError: a cell is there, but from other settings.
-    """
-    for cell in wanted:
-        path, run = cell.path(workdir), cell.run(source)
-        if not is_done(path, cell.described(run)):
-            write_cell(path, cell, run)
-        collect(cell.suite, workdir, results)
+def parse() -> argparse.Namespace:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", required=True, choices=list(quality_suites.SUITES))
+    parser.add_argument("--methods", type=_split, help="only these")
+    parser.add_argument("--seeds", type=_split, help="only these")
+    parser.add_argument("--source", default="stdlib", help="text of suites that read")
+    parser.add_argument("--workdir", type=pathlib.Path, default="runs/quality")
+    parser.add_argument("--results", type=pathlib.Path, default=record.RESULTS)
+    parser.add_argument(
+        "--list", action="store_true", help="missing cells and their sizes"
+    )
+    return parser.parse_args()
 
 
 def cells(suite: str, methods=None, seeds=None) -> list[quality_cell.Cell]:
@@ -93,25 +81,29 @@ def size(cell: quality_cell.Cell, run: settings.RunSettings) -> str:
     )
 
 
-def is_done(path: pathlib.Path, described: str) -> bool:
-    """Whether a cell is there.
+def missing_cells(
+    wanted: list[quality_cell.Cell], workdir: pathlib.Path, source: str
+) -> list[quality_cell.Cell]:
+    """Those that are not in the workdir.
 
     Raises:
-        ValueError: it is, but from other settings.
+        ValueError: one is, but from other settings.
     """
-    if not path.exists():
-        return False
-    if json.loads(path.read_text())["described"] != described:
-        raise ValueError(
-            f"{path} was made with other settings; remove it, or use another --workdir"
-        )
-    return True
+    missing = []
+    for cell in wanted:
+        path = cell.path(workdir)
+        if not path.exists():
+            missing.append(cell)
+        elif json.loads(path.read_text())["described"] != cell.described(source):
+            raise ValueError(
+                f"{path} was made with other settings; remove it, or use another --workdir"
+            )
+    return missing
 
 
-def write_cell(
-    path: pathlib.Path, cell: quality_cell.Cell, run: settings.RunSettings
-) -> None:
+def write_cell(cell: quality_cell.Cell, workdir: pathlib.Path, source: str) -> None:
     """Trains and tests a cell, and writes it all at once."""
+    path, run = cell.path(workdir), cell.run(source)
     logging.info("%s", size(cell, run))
     mesh = meshes.make_mesh(run.mesh)
     begin = time.monotonic()
@@ -124,7 +116,7 @@ def write_cell(
         time.monotonic() - trained,
     )
     origin = provenance.provenance()
-    found = {"described": cell.described(run), "origin": origin, "records": records}
+    found = {"described": cell.described(source), "origin": origin, "records": records}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(found, indent=1) + "\n")
@@ -141,13 +133,9 @@ def collect(suite: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
     quality_report.write(suite, found, results)
 
 
-def _parse(argv):
-    """Flags; a missing suite is one line."""
-    rest = flags.FLAGS(argv)
-    if _SUITE.value is None:
-        sys.exit(f"--suite is one of {', '.join(quality_suites.SUITES)}")
-    return rest
+def _split(text):
+    return text.split(",")
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    main()

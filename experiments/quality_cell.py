@@ -46,9 +46,9 @@ class Cell:
         """Where it is kept."""
         return workdir / self.suite / f"{self.method}-{self.seed}.json"
 
-    def described(self, run: settings.RunSettings) -> str:
+    def described(self, source: str) -> str:
         """All that its numbers depend on."""
-        return repr((run, self.parts.train, self.parts.tests))
+        return repr((self.run(source), self.parts.train, self.parts.tests))
 
 
 def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from experiments import record
 
-RESULTS = record.RESULTS
 ORIGIN = ("commit", "date", "device")
 
 
@@ -63,44 +62,50 @@ def table(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: pathlib.Path) -> None:
-    """Score over length, a panel for each task, a line for each method with the range over seeds."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    columns = min(4, len(tasks))
-    lines = math.ceil(len(tasks) / columns)
-    figure = Figure(figsize=(3.4 * columns, 2.8 * lines + 0.5), layout="constrained")
+    """Score of each test, a panel for each kind of task, a line for each method with the range over seeds."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    kinds = list(dict.fromkeys(row["task"].split()[0] for row in rows))
+    columns = min(4, len(kinds))
+    lines = math.ceil(len(kinds) / columns)
+    size = max(3.6 * columns, 7), 3.2 * lines + 0.5
+    figure = Figure(figsize=size, layout="constrained")
     backend_agg.FigureCanvasAgg(figure)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes, task in zip(panels, tasks):
-        mine = [row for row in rows if row["task"] == task]
-        for method in dict.fromkeys(row["method"] for row in rows):
-            points = _by_length([row for row in mine if row["method"] == method])
-            lengths, mean, low, high = zip(*points) if points else ((),) * 4
-            (line,) = axes.plot(lengths, mean, ".-", label=method)
-            axes.fill_between(lengths, low, high, color=line.get_color(), alpha=0.2)
-        chance = {row["length"]: row["chance"] for row in mine}
-        axes.plot(
-            list(chance), list(chance.values()), "k:", linewidth=1, label="chance"
-        )
-        axes.set_title(task, fontsize=9)
-        axes.set_xscale("log", base=2)
-        axes.grid(alpha=0.3)
-    for axes in panels[len(tasks) :]:
+    for axes, kind in zip(panels, kinds):
+        _panel(axes, [row for row in rows if row["task"].split()[0] == kind], methods)
+        axes.set_title(kind, fontsize=9)
+    for axes in panels[len(kinds) :]:
         axes.set_axis_off()
-    figure.supxlabel("length (tokens)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(5, len(labels))
+    )
     figure.savefig(path, dpi=130)
 
 
-def _by_length(rows):
-    """(length, mean, least, most) over seeds."""
-    scores = {}
-    for row in rows:
-        scores.setdefault(row["length"], []).append(row["score"])
-    return [
-        (length, sum(s) / len(s), min(s), max(s))
-        for length, s in sorted(scores.items())
-    ]
+def _panel(axes, rows, methods):
+    """One kind of task: its lengths and options along x."""
+    tests = list(dict.fromkeys((row["task"], row["length"]) for row in rows))
+    for method in methods:
+        scores = [
+            [
+                row["score"]
+                for row in rows
+                if (row["method"], row["task"], row["length"]) == (method, *test)
+            ]
+            for test in tests
+        ]
+        # A method that is still missing leaves a gap.
+        places = [i for i, values in enumerate(scores) if values]
+        mean = [sum(scores[i]) / len(scores[i]) for i in places]
+        (line,) = axes.plot(places, mean, ".-", label=method)
+        low, high = [min(scores[i]) for i in places], [max(scores[i]) for i in places]
+        axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2)
+    chance = {(row["task"], row["length"]): row["chance"] for row in rows}
+    axes.plot(range(len(tests)), list(chance.values()), "k_:", label="chance")
+    labels = [" ".join([f"{n:,}", *task.split()[1:]]) for task, n in tests]
+    axes.set_xticks(range(len(tests)), labels, rotation=30, ha="right", fontsize=7)
+    axes.grid(alpha=0.3)
 
 
 def _spread(rows, method, name, form):

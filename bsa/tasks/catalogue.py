@@ -1,6 +1,7 @@
 """The synthetic tasks by name, and batches of them. Every number of a task can be set: `TASKS["mqar"](num_pairs=64)`.
 
-Batches are those of `pipeline`, with the weight on what is asked.
+Batches are those of `pipeline`, with the weight on what is asked; it sums to 1 in every row, so that tasks which ask for
+little are not drowned by those that ask everywhere.
 """
 
 import functools
@@ -43,23 +44,19 @@ def train_batches(
     B: int,
     T: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> grain.IterDataset:
     """Endless batches of packed examples; close the iterator, as with `pipeline.train_batches`.
 
     A row takes one of the mix's tasks, all equally often, and holds as many examples of its length as fit, each a
-    segment of its own. The same arguments give the same batches bit for bit, and all processes together the rows of one.
+    segment of its own. The same arguments give the same batches bit for bit.
 
     Args:
         mix: tasks, each with the tokens of its examples.
-        B: rows, over all processes.
+        B: rows.
         T: tokens of a row.
     Raises:
-        ValueError: B does not divide among the processes, or T is no multiple of an example's length.
+        ValueError: T is no multiple of an example's length.
     """
-    if B % process_count:
-        raise ValueError(f"B={B} rows do not divide among {process_count} processes")
     for _, num_tokens in mix:
         if T % num_tokens:
             raise ValueError(f"T={T} is no multiple of num_tokens={num_tokens}")
@@ -70,8 +67,8 @@ def train_batches(
         drawn = [task.draw(num_tokens, rng) for _ in range(T // num_tokens)]
         return _row(drawn)
 
-    rows = grain.MapDataset.range(process_index, sys.maxsize, process_count)
-    batches = rows.map(make_row).to_iter_dataset(_READ_AHEAD).batch(B // process_count)
+    rows = grain.MapDataset.range(sys.maxsize).map(make_row)
+    batches = rows.to_iter_dataset(_READ_AHEAD).batch(B)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=4)
 
 
@@ -96,10 +93,11 @@ def _row(drawn):
     """Examples, one after another."""
     length = np.array([len(one.token_T) for one in drawn])
     starts = np.repeat(np.cumsum(length) - length, length)
+    weight = np.concatenate([one.weight_T for one in drawn])
     return {
         "token_BT": np.concatenate([one.token_T for one in drawn]),
         "target_BT": np.concatenate([one.target_T for one in drawn]),
-        "weight_BT": np.concatenate([one.weight_T for one in drawn]),
+        "weight_BT": weight / weight.sum(),
         "segment_id_BT": np.repeat(
             np.arange(1, len(drawn) + 1, dtype=np.int32), length
         ),

@@ -89,15 +89,21 @@ class InductionHops:
     """k-hop induction (Sanford et al., arXiv 2402.09268), asked for at every token.
 
     In a random string x, f(i) is the place after the last occurrence of x_i before i. The target at i is the token at
-    f(f(..f(i))), `hops` times; nothing is asked where that does not exist.
+    f(f(..f(i))), `hops` times; nothing is asked where that does not exist. The first token, letters + hops, says how
+    many hops; the string is of ids in [0, letters).
     """
 
     hops: int = 1
-    V: int = 16
+    letters: int = 16
+    V: int = 32
 
     def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
-        example.check_room("induction_hops", num_tokens, self.V + self.hops + 1)
-        token_T = rng.integers(self.V, size=num_tokens)
+        # One letter more than there are, so that one comes again for each hop.
+        example.check_room(
+            "induction_hops", num_tokens, 1 + self.letters + self.hops * 2
+        )
+        token_T = rng.integers(self.letters, size=num_tokens)
+        token_T[0] = self.letters + self.hops
         order = np.argsort(token_T, kind="stable")
         again = token_T[order[1:]] == token_T[order[:-1]]
         following = np.full(num_tokens, -1)
@@ -112,8 +118,8 @@ class InductionHops:
         )
 
     def chance(self, num_tokens: int) -> float:
-        """Any token: all are equally likely."""
-        return 1 / self.V
+        """Any letter: all are equally likely."""
+        return 1 / self.letters
 
 
 def _told(name, statements, end, end_id, num_tokens, rng):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -17,15 +18,22 @@ COLUMNS = {
 }
 
 
-def test_smoke_suite(tmp_path):
+def run_suite(monkeypatch, workdir, results, *flags):
+    """The command, without starting Python anew."""
+    places = f"--workdir={workdir}", f"--results={results}"
+    monkeypatch.setattr(sys, "argv", ["quality", *flags, *places])
+    quality.main()
+
+
+def test_smoke_suite(tmp_path, monkeypatch):
     """Window first, then all: what is there is kept, and results hold all cells."""
     workdir, results = tmp_path / "cells", tmp_path / "results"
-    window = quality.cells("smoke", ["window"])
-    quality.run_cells(window, workdir, results, "stdlib")
+    run_suite(monkeypatch, workdir, results, "--suite=smoke", "--methods=window")
     (kept,) = (workdir / "smoke").iterdir()
     before = kept.stat().st_mtime_ns
-    quality.run_cells(quality.cells("smoke"), workdir, results, "stdlib")
+    run_suite(monkeypatch, workdir, results, "--suite=smoke")
     assert kept.stat().st_mtime_ns == before
+    assert not quality.missing_cells(quality.cells("smoke"), workdir, "stdlib")
 
     rows = json.loads((results / "quality.json").read_text())["records"]
     assert [row["method"] for row in rows] == ["dense", "window", "bookmark"]
@@ -34,7 +42,7 @@ def test_smoke_suite(tmp_path):
     dense, window, bookmark = rows
     assert bookmark["attended_tokens"] <= window["attended_tokens"] < 22
     assert dense["score"] > 0.9 and bookmark["score"] > 0.9
-    assert window["score"] < 0.7, "half of the text is out of its reach"
+    assert window["score"] < 0.8, "a quarter of the text is out of its reach"
     assert "| bookmark |" in (results / "quality_smoke.md").read_text()
     assert (results / "quality_smoke.png").stat().st_size > 10_000
 
@@ -42,8 +50,8 @@ def test_smoke_suite(tmp_path):
 def test_text_suite(tmp_path, monkeypatch):
     """A suite that reads text reports bits, whole and by position, at lengths other than that of training too."""
     monkeypatch.setitem(quality_suites.SUITES, "text", TEXT)
-    source = f"files:{ROOT}/bsa/**/*.py"
-    quality.run_cells(quality.cells("text"), tmp_path, tmp_path, source)
+    source = f"--source=files:{ROOT}/bsa/**/*.py"
+    run_suite(monkeypatch, tmp_path, tmp_path, "--suite=text", source)
     rows = json.loads((tmp_path / "quality.json").read_text())["records"]
     lengths = {(row["task"], row["length"]) for row in rows}
     whole = {("bits_per_byte", 64), ("bits_per_byte", 128)}
@@ -96,7 +104,7 @@ def test_other_settings_are_not_taken_for_the_same(tmp_path):
     path.parent.mkdir()
     path.write_text(json.dumps({"described": "other"}))
     with pytest.raises(ValueError, match="other settings; remove it"):
-        quality.run_cells([cell], tmp_path, tmp_path, "stdlib")
+        quality.missing_cells([cell], tmp_path, "stdlib")
     with pytest.raises(ValueError, match="dence; smoke has dense, window, bookmark"):
         quality.cells("smoke", ["dence"])
 

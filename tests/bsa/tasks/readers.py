@@ -44,9 +44,9 @@ def selective_copy(tokens, number, task):
 
 def induction_hops(tokens, number, task):
     place = len(tokens) - 1
-    for _ in range(task.hops):
+    for _ in range(tokens[0] - task.letters):
         place = 1 + max(j for j in range(place) if tokens[j] == tokens[place])
-    return (tokens[place],), [(token,) for token in range(task.V)]
+    return (tokens[place],), [(token,) for token in range(task.letters)]
 
 
 def needles(tokens, number, task):
