@@ -4,6 +4,7 @@ Called by `mosaic_gpu`, which saves the inputs, the output and the lse.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +87,10 @@ def differentiate(rules, interpret, saved, cotangents):
     differentiated, others, out_BTHK, lse_BHT = saved
     q_BTHK, k_BSGK, _, bias_BGTJ = differentiated
     (_, T, _, K), S = q_BTHK.shape, k_BSGK.shape[1]
+    entries = others[0].block_id_BGQJ.shape[-1]
+    sizes = functools.partial(tiles.hopper_dq, entries=entries)
     plan, operands, selection = mosaic_gpu_operands.prepare(
-        tiles.hopper_dq, rules, interpret, differentiated, others
+        sizes, rules, interpret, differentiated, others
     )
     operands = _add_cotangents(plan, operands, out_BTHK, lse_BHT, cotangents)
     dq_BTHK, dbias_rows = mosaic_gpu_dq.run(plan, operands, interpret)

@@ -45,12 +45,16 @@ def hopper_forward(rows, K):
     return HopperListTiles(1, 1, keys, 2, 240, 40)
 
 
-def hopper_dq(rows, K):
-    """The same for dQ, whose consumers hold queries and the cotangent of their output."""
-    if K > 128:
-        return HopperListTiles(1, 1, 64, 2, 240, 40)
-    if rows > 64:
+def hopper_dq(rows, K, entries):
+    """The same for dQ, whose consumers hold queries and the cotangent of their output.
+
+    Args:
+        entries: of a list: two teams have no room for two long lists.
+    """
+    if K <= 128 and rows > 64:
         return HopperListTiles(1, 2, 128, 2, 232, 40)
+    if K > 128 or entries > 1024:
+        return HopperListTiles(1, 1, 64, 2, 240, 40)
     return HopperListTiles(2, 1, 64, 2, 208, 40)
 
 

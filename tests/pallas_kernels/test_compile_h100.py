@@ -8,6 +8,7 @@ import pytest
 
 from pallas_kernels import (
     BlockSelection,
+    SegmentIds,
     block_sparse_attention,
     dispatch,
     mosaic_gpu,
@@ -90,7 +91,11 @@ def _shape(dtype, *sizes):
 
 
 def _compile(mesh, T, K, J, block, bias=False):
-    """Compiles a call of 16 query heads in 4 groups whose tokens choose for themselves."""
+    """Compiles both passes of 16 query heads in 4 groups whose tokens choose for themselves.
+
+    Args:
+        bias: with a bias and segments.
+    """
     H, G = 16, 4
     lists = (1, G, T // block)
     selection = BlockSelection(
@@ -104,26 +109,37 @@ def _compile(mesh, T, K, J, block, bias=False):
     k_BSGK = _shape(jnp.bfloat16, 1, T, G, K)
     bias_BGTJ = _shape(jnp.float32, 1, G, T, J) if bias else None
 
-    def attend(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ):
-        return block_sparse_attention(
-            q_BTHK,
-            k_BSGK,
-            v_BSGK,
-            selection,
-            scale=K**-0.5,
-            bias_BGTJ=bias_BGTJ,
-            implementation="mosaic_gpu",
-        )
+    segment_BT = _shape(jnp.int32, 1, T)
 
-    arrays = (q_BTHK, k_BSGK, k_BSGK, selection, bias_BGTJ)
-    return h100.compile_for(mesh, attend, *arrays)
+    def differentiate(arrays, selection, segment_ids, d_out):
+        def attend(q_BTHK, k_BSGK, v_BSGK, bias_BGTJ):
+            return block_sparse_attention(
+                q_BTHK,
+                k_BSGK,
+                v_BSGK,
+                selection,
+                scale=K**-0.5,
+                bias_BGTJ=bias_BGTJ,
+                segment_ids=segment_ids,
+                implementation="mosaic_gpu",
+            )[0]
+
+        out_BTHK, pull = jax.vjp(attend, *arrays)
+        return out_BTHK, pull(d_out)
+
+    arrays = (q_BTHK, k_BSGK, k_BSGK, bias_BGTJ)
+    segment_ids = SegmentIds(segment_BT, segment_BT) if bias else None
+    return h100.compile_for(mesh, differentiate, arrays, selection, segment_ids, q_BTHK)
 
 
-def test_a_million_tokens_need_little_memory_besides_their_own(mesh):
-    compiled = _compile(mesh, T=2**20, K=128, J=96, block=16)
-    assert compiled.memory_analysis().temp_size_in_bytes < 2**28
+def test_a_layer_of_a_million_tokens_fits_on_a_card(mesh):
+    memory = _compile(mesh, T=2**20, K=128, J=96, block=16).memory_analysis()
+    # The sums of pieces take most; queries and what goes with them, 4 GiB each, count apart.
+    assert memory.temp_size_in_bytes < 18 * 2**30
+    assert memory.argument_size_in_bytes + memory.output_size_in_bytes < 21 * 2**30
 
 
-@pytest.mark.parametrize(("K", "block"), [(128, 16), (128, 32), (256, 16), (256, 32)])
+@pytest.mark.parametrize(("K", "block"), [(128, 16), (128, 32), (256, 16)])
 def test_the_longest_lists_fit_in_shared_memory(mesh, K, block):
-    _compile(mesh, T=2**16, K=K, J=mosaic_gpu_operands.MAX_LIST, block=block, bias=True)
+    """Forward and backward, with bias and segments."""
+    _compile(mesh, T=2**14, K=K, J=mosaic_gpu_operands.MAX_LIST, block=block, bias=True)
