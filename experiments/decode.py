@@ -6,7 +6,7 @@ Output: experiments/results/decode.json; cells measured before on the same devic
 
 A model of D=512, L=8, H=8, G=2 with fresh parameters reads random bytes. `dense` has dense layers in place of bookmark
 layers; its cache is taken as read, since reading it would take tokens squared, and its prefill is not measured. `ms_per_token`
-is the median of `--steps` single tokens after the text. `formula_bytes` is what the cache's settings promise and the
+is the median of `--steps` steps after the text, each of one token in each of `--batch` rows. `formula_bytes` is what the cache's settings promise and the
 parameters; `peak_bytes` is the allocator's, or null where it does not say. Each cell runs in a process of its own.
 """
 
@@ -73,21 +73,23 @@ def measure(tokens, kind, arguments):
         tokens + arguments.steps + 1, arguments.piece, arguments.store
     )
     params = decoder.init(jax.random.key(0), model)
-    cache = caches.empty(model, room, 1)
+    cache = caches.empty(model, room, arguments.batch)
     bytes_of_cache = caches.num_bytes(cache)
     random, rate = np.random.default_rng(tokens), None
     if kind == "dense":
-        cache = dataclasses.replace(cache, length_B=jnp.full(1, tokens, jnp.int32))
+        cache = dataclasses.replace(
+            cache, length_B=jnp.full(arguments.batch, tokens, jnp.int32)
+        )
     else:
-        token_BT = random.integers(0, 256, (1, tokens), np.int32)
+        token_BT = random.integers(0, 256, (arguments.batch, tokens), np.int32)
         # The first piece compiles.
         _, cache = step.prefill(params, token_BT[:, : arguments.piece], cache, model)
         jax.block_until_ready(cache)
         begin = time.perf_counter()
         _, cache = step.prefill(params, token_BT[:, arguments.piece :], cache, model)
         jax.block_until_ready(cache)
-        rate = (tokens - arguments.piece) / (time.perf_counter() - begin)
-    token_B, times, share = jnp.zeros(1, jnp.int32), [], None
+        rate = token_BT[:, arguments.piece :].size / (time.perf_counter() - begin)
+    token_B, times, share = jnp.zeros(arguments.batch, jnp.int32), [], None
     for _ in range(arguments.steps):
         begin = time.perf_counter()
         logits_BV, readings, cache = step.decode_step(params, token_B, cache, model)
@@ -104,11 +106,12 @@ def measure(tokens, kind, arguments):
         "store": arguments.store,
         "pattern": arguments.pattern,
         "route": arguments.route,
+        "batch": arguments.batch,
         "prefill_tokens_per_s": rate,
         "ms_per_token": 1000 * float(np.median(times[2:])),
         "share_of_blocks_read": share,
         "cache_bytes": bytes_of_cache,
-        "formula_bytes": formula(model, room)
+        "formula_bytes": arguments.batch * formula(model, room)
         + sum(x.nbytes for x in jax.tree.leaves(params)),
         "peak_bytes": stats.get("peak_bytes_in_use"),
     }
@@ -129,6 +132,7 @@ def parse():
     parser.add_argument("--pattern", default="wwwb")
     parser.add_argument("--route", default="chapters", help="flat, chapters or graph")
     parser.add_argument("--store", default="model", help="model or int8")
+    parser.add_argument("--batch", type=int, default=1, help="rows")
     parser.add_argument("--piece", type=int, default=1024, help="tokens read at once")
     parser.add_argument("--steps", type=int, default=64, help="tokens answered, over 2")
     parser.add_argument("--small", action="store_true", help="a model for a CPU")
@@ -143,7 +147,7 @@ def main():
     if arguments.cell:
         print(json.dumps(measure(sizes[0], kinds[0], arguments)))
         return
-    cells = ("device", "tokens", "kind", "store", "pattern", "route")
+    cells = ("device", "tokens", "kind", "store", "pattern", "route", "batch")
     for tokens in sizes:
         for kind in kinds:
             command = [sys.executable, "-m", "experiments.decode", *sys.argv[1:]]

@@ -12,14 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.decode import blocks, settings
+from bsa.decode import blocks, dense, pages, settings
 from bsa.decode import cache as caches
 from bsa.index import grow, local, route, unite
 from bsa.model import settings as model_settings
 from pallas_kernels import selection, shapes, xla_group
-
-LOGITS = 2**24
-"""Logits of a dense layer that exist at the same time; longer texts are read in pieces of keys."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,52 +71,46 @@ def attend(
     Returns:
         out_BTHK, and the new memory with the `Reading` of a single token in a bookmark layer, else None.
     """
-    sizes = shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
-    T, kind, scale = sizes["T"], model.pattern[letter], q_BTHK.shape[-1] ** -0.5
-    memory, count_B = context.memory, context.count_B
-    is_real_BT = jnp.arange(T) < count_B[:, None]
-    if memory.host is None:
-        memory = dataclasses.replace(
-            memory,
-            k=blocks.write(memory.k, k_BSGK, position_BT, is_real_BT),
-            v=blocks.write(memory.v, v_BSGK, position_BT, is_real_BT),
+    shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
+    T, kind, scale = q_BTHK.shape[1], model.pattern[letter], q_BTHK.shape[-1] ** -0.5
+    is_real_BT = jnp.arange(T) < context.count_B[:, None]
+    view = functools.partial(_view, model, letter)
+    memory = context.memory
+    if memory.pages is not None:
+        local_view = view(position_BT)
+        admitted = pages.admit(
+            memory.pages,
+            position_BT,
+            context.count_B,
+            local_view.low_BT[:, 0],
+            local_view.sink_blocks,
+            model.index.C,
         )
-    if kind in "ds":
-        reach = model.window_tokens[letter] if kind == "s" else None
-        out_BTHK = _read_everything(q_BTHK, memory, position_BT, scale, reach)
+        memory = dataclasses.replace(memory, pages=admitted)
+    if memory.host is None:
+        memory = _write(memory, k_BSGK, v_BSGK, position_BT, is_real_BT)
+    if kind == "d":
+        out_BTHK = dense.read(q_BTHK, memory, position_BT, scale)
         return out_BTHK, (memory, None)
 
-    view = functools.partial(_view, model, letter)
-    choice_BGTA = recent_BGTA = None
+    choice_BGTA, recent_BGTA = None, memory.recent_BGTA
     if kind == "b":
-        memory = dataclasses.replace(
-            memory, index=grow.append_rows(memory.index, k_BSGK, count_B, model.index)
-        )
-        choice_BGTA, _ = route.search_blocks(
-            q_BTHK,
-            memory.k,
-            memory.index.bookmarks,
-            view(position_BT).open_blocks,
-            model.index,
-            scale=scale,
-            read=blocks.read,
-        )
-        recent_BGTA = memory.recent_BGTA
-        memory = dataclasses.replace(
-            memory, recent_BGTA=_latest(recent_BGTA, choice_BGTA, count_B)
+        memory, choice_BGTA = _choose(
+            q_BTHK, k_BSGK, memory, context.count_B, position_BT, view, model, scale
         )
     capacity = context.cache.capacity_tokens + context.cache.piece_tokens
     lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
-    block_id_BGQJ = lists.block_id_BGQJ
     if memory.host is None:
-        read = [blocks.read_all(x, block_id_BGQJ) for x in (memory.k, memory.v)]
+        slot = _slots(memory, lists.block_id_BGQJ)
+        take = jax.vmap(jax.vmap(blocks.take))
+        read = take(memory.k, slot), take(memory.v, slot)
     else:
         new = (k_BSGK, v_BSGK, position_BT, is_real_BT)
-        read = memory.host.exchange(*new, block_id_BGQJ)
-    chunk_tokens = model.chunk_tokens if kind == "c" else capacity
+        read = memory.host.exchange(*new, lists.block_id_BGQJ)
     weigh = context.weigh and kind == "b"
+    is_near = _is_near(model, letter)
     out_BTHK, mass_BGJ = _read_lists(
-        q_BTHK, *read, lists, position_BT, scale, chunk_tokens, weigh
+        q_BTHK, *read, lists, position_BT, scale, is_near, weigh
     )
     if kind != "b" or T > 1:
         return out_BTHK, (memory, None)
@@ -128,23 +119,73 @@ def attend(
     return out_BTHK, (memory, Reading(block_id_BGJ, choice_BGTA[:, :, 0], mass_BGJ))
 
 
+def _slots(memory, block_id):
+    """Where blocks [B, G, ...] lie; -1 for those that are not kept."""
+    if memory.pages is None:
+        return memory.k.slot(block_id)
+    return pages.slots(memory.pages, block_id)
+
+
+def _write(memory, k_BSGK, v_BSGK, place_BT, is_real_BT):
+    """The memory with new keys and values."""
+    (B, T), G, C = place_BT.shape, k_BSGK.shape[2], memory.k.value_BGNCK.shape[3]
+    block_id_BGT = jnp.broadcast_to(place_BT[:, None] // C, (B, G, T))
+    slot_BGT = jnp.where(is_real_BT[:, None], _slots(memory, block_id_BGT), -1)
+    return dataclasses.replace(
+        memory,
+        k=blocks.write(memory.k, k_BSGK, slot_BGT, place_BT),
+        v=blocks.write(memory.v, v_BSGK, slot_BGT, place_BT),
+    )
+
+
+def _choose(q_BTHK, k_BSGK, memory, count_B, place_BT, view, model, scale):
+    """The memory with bookmarks of new keys, and what the new tokens choose of the blocks that are kept."""
+    index = grow.append_rows(memory.index, k_BSGK, count_B, model.index)
+    choice_BGTA, _ = route.search_blocks(
+        q_BTHK,
+        memory.k,
+        index.bookmarks,
+        view(place_BT).open_blocks,
+        model.index,
+        scale=scale,
+        read=blocks.read,
+    )
+    kept = memory.pages
+    if kept is not None:
+        choice_BGTA = jnp.where(pages.slots(kept, choice_BGTA) < 0, -1, choice_BGTA)
+        is_real_BT = jnp.arange(place_BT.shape[1]) < count_B[:, None]
+        kept = pages.touch(kept, choice_BGTA, place_BT, is_real_BT)
+    known_BGTA = jnp.concatenate([memory.recent_BGTA, choice_BGTA], axis=2)
+    recent_BGTA = _slices(known_BGTA, count_B, memory.recent_BGTA.shape[2], axis=2)
+    memory = dataclasses.replace(
+        memory, index=index, recent_BGTA=recent_BGTA, pages=kept
+    )
+    return memory, choice_BGTA
+
+
 def _view(model, letter, place_BT):
     """What tokens at these places read anyway."""
     if model.pattern[letter] == "c":
         return local.chunk(place_BT, model.chunk_tokens, model.index.C, place_BT)
+    window_blocks, sink_blocks = caches.local_blocks(model, letter)
+    C = model.index.C
     return local.window(
         place_BT,
-        window_tokens=model.window_tokens[letter],
-        sink_tokens=model.index.sink_tokens,
-        key_block=model.index.C,
+        window_tokens=window_blocks * C,
+        sink_tokens=sink_blocks * C,
+        key_block=C,
         place_BT=place_BT,
     )
 
 
-def _latest(recent_BGTA, choice_BGTA, count_B):
-    """The last choices after `count` new ones."""
-    known = jnp.concatenate([recent_BGTA, choice_BGTA], axis=2)
-    return _slices(known, count_B, recent_BGTA.shape[2], axis=2)
+def _is_near(model, letter):
+    """What layers that cut inside a block let a token read: a function of places of tokens and of keys, or None."""
+    if model.pattern[letter] == "c":
+        chunk = model.chunk_tokens
+        return lambda place, key: key // chunk == place // chunk
+    if model.pattern[letter] == "s":
+        return lambda place, key: place - key < model.window_tokens[letter]
+    return None
 
 
 def _slices(x, first_B, num, axis):
@@ -186,13 +227,11 @@ def _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity_tokens):
     return selection.BlockSelection(block_id, count, mask, block, model.index.C)
 
 
-def _read_lists(
-    q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, scale, chunk_tokens, weigh
-):
+def _read_lists(q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, scale, is_near, weigh):
     """Attention of the new tokens to their lists; and, if asked for, how that of a single one fell on its blocks.
 
     Args:
-        chunk_tokens: tokens read keys of their own chunk only; one chunk as long as the capacity is no bound.
+        is_near: see `_is_near`.
     """
     B, T, H, K = q_BTHK.shape
     G, Q = lists.block_id_BGQJ.shape[1:3]
@@ -208,7 +247,7 @@ def _read_lists(
 
     def may_read(b, h, q_id, k_id):
         place = begin_B[b] + q_id
-        return (k_id <= place) & (k_id // chunk_tokens == place // chunk_tokens)
+        return (k_id <= place) & (is_near is None or is_near(place, k_id))
 
     rules = xla_group.Rules(
         scale, False, None, may_read, jnp.iinfo(jnp.int32).max, q_BTHK.dtype
@@ -241,54 +280,3 @@ def _read_lists(
     )
     share = jnp.exp(s_BGHJC - lse_BGQTH[:, :, 0, 0, :, None, None])
     return out_BTHK, jnp.where(reads[:, :, None], share, 0).sum(-1).mean(2)
-
-
-def _read_everything(q_BTHK, memory, position_BT, scale, reach_tokens=None):
-    """Attention of the new tokens to all keys up to their own, or the last of them, a piece of the keys at a time."""
-    B, T, H, K = q_BTHK.shape
-    G, N, C = memory.k.value_BGNCK.shape[1:4]
-    q_BGTHK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4)
-    piece = min(N, max(1, LOGITS // (B * H * T * C)))
-    last = position_BT.max() // C
-
-    def add(number, state):
-        high_BGTH, total_BGTH, sum_BGTHK = state
-        first = jnp.minimum(number * piece, N - piece)
-        k_BGSK, v_BGSK = (
-            blocks.read_slots(x, first, piece).reshape(B, G, piece * C, K)
-            for x in (memory.k, memory.v)
-        )
-        id_S = first * C + jnp.arange(piece * C, dtype=jnp.int32)
-        s_BGTHS = scale * jnp.einsum(
-            "BGTHK,BGSK->BGTHS", q_BGTHK, k_BGSK, preferred_element_type=jnp.float32
-        )
-        is_new_S = id_S >= number * piece * C
-        reads_BTS = is_new_S & (id_S <= position_BT[..., None])
-        if reach_tokens is not None:
-            reads_BTS &= id_S > position_BT[..., None] - reach_tokens
-        s_BGTHS = jnp.where(reads_BTS[:, None, :, None], s_BGTHS, -jnp.inf)
-        new_high = jnp.maximum(high_BGTH, s_BGTHS.max(-1))
-        p_BGTHS = jnp.exp(s_BGTHS - new_high[..., None])
-        fade = jnp.exp(high_BGTH - new_high)
-        more_BGTHK = jnp.einsum(
-            "BGTHS,BGSK->BGTHK",
-            p_BGTHS.astype(v_BGSK.dtype),
-            v_BGSK,
-            preferred_element_type=jnp.float32,
-        )
-        return (
-            new_high,
-            total_BGTH * fade + p_BGTHS.sum(-1),
-            sum_BGTHK * fade[..., None] + more_BGTHK,
-        )
-
-    # Finite, for tokens that read nothing of the first pieces.
-    shape = q_BGTHK.shape[:-1]
-    state = (
-        jnp.full(shape, jnp.finfo(jnp.float32).min),
-        jnp.zeros(shape),
-        jnp.zeros(q_BGTHK.shape, jnp.float32),
-    )
-    _, total, out = lax.fori_loop(0, last // piece + 1, add, state)
-    out_BTGHK = (out / total[..., None]).transpose(0, 2, 1, 3, 4)
-    return out_BTGHK.reshape(B, T, H, K).astype(q_BTHK.dtype)

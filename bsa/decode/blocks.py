@@ -11,7 +11,7 @@ from pallas_kernels import shapes
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Room for N blocks. Block n of the text lies at `slot(n)`; where it was overwritten, nobody may read it.
+    """Room for N blocks. Block n of the text lies at `slot(n)`, or where `pages` says; once overwritten, nobody may read it.
 
     Attributes:
         value_BGNCK: the model's dtype, or int8.
@@ -48,20 +48,24 @@ def empty(shape, dtype: str, store: str, sink_blocks: int) -> Blocks:
     )
 
 
-def write(blocks: Blocks, x_BTGK, place_BT, is_real_BT) -> Blocks:
-    """Puts tokens at their places; those that are not real, nowhere."""
-    shapes.check(
+def write(blocks: Blocks, x_BTGK, slot_BGT, place_BT) -> Blocks:
+    """Puts tokens into the slots of their blocks; those whose slot is negative, nowhere."""
+    sizes = shapes.check(
         value_BGNCK=blocks.value_BGNCK,
         x_BTGK=x_BTGK,
+        slot_BGT=slot_BGT,
         place_BT=place_BT,
-        is_real_BT=is_real_BT,
     )
-    N, C = blocks.value_BGNCK.shape[2:4]
-    slot_BT = jnp.where(is_real_BT, blocks.slot(place_BT // C), N)
-    row_B1 = jnp.arange(place_BT.shape[0])[:, None]
+    B, G, N, C = (sizes[letter] for letter in "BGNC")
+    at = (
+        jnp.arange(B)[:, None, None],
+        jnp.arange(G)[:, None],
+        jnp.where(slot_BGT < 0, N, slot_BGT),
+        place_BT[:, None] % C,
+    )
 
     def put(array, x_BTG):
-        return array.at[row_B1, :, slot_BT, place_BT % C].set(x_BTG, mode="drop")
+        return array.at[at].set(x_BTG.swapaxes(1, 2), mode="drop")
 
     if blocks.scale_BGNC is None:
         return dataclasses.replace(blocks, value_BGNCK=put(blocks.value_BGNCK, x_BTGK))
@@ -77,19 +81,17 @@ def write(blocks: Blocks, x_BTGK, place_BT, is_real_BT) -> Blocks:
 
 def read(blocks: Blocks, block_id):
     """Blocks of one row and head, [..., C, K] for ids of any shape; ids of no block give any block."""
-    slot = blocks.slot(block_id)
+    return take(blocks, blocks.slot(block_id))
+
+
+def take(blocks: Blocks, slot):
+    """What lies in slots of one row and head."""
+    scale = blocks.scale_BGNC
     return _decode(
         blocks.value_BGNCK.at[slot].get(mode="clip"),
-        None
-        if blocks.scale_BGNC is None
-        else blocks.scale_BGNC.at[slot].get(mode="clip"),
+        None if scale is None else scale.at[slot].get(mode="clip"),
         blocks.dtype,
     )
-
-
-def read_all(blocks: Blocks, block_id):
-    """`read` of every row and head: ids [B, G, ...]."""
-    return jax.vmap(jax.vmap(read))(blocks, block_id)
 
 
 def read_slots(blocks: Blocks, first, num: int):

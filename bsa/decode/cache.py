@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from bsa.decode import blocks, settings
 from bsa.decode import host as hosts
+from bsa.decode import pages as paging
 from bsa.index import grow
 from bsa.model import settings as model_settings
 
@@ -23,7 +24,8 @@ class LayerCache:
 
     Attributes:
         k, v: keys as attention gets them, and values; None where the host has them.
-        host: where it has them, else None.
+        pages: which blocks are still kept; None where all are.
+        host: where the host has keys and values, else None.
         index: bookmarks, with a length for each row; None but in bookmark layers.
         recent_BGTA: int32, what the last tokens chose, the newest last; None but in bookmark layers.
     """
@@ -32,6 +34,7 @@ class LayerCache:
     v: blocks.Blocks | None
     index: grow.GrowingIndex | None
     recent_BGTA: jax.Array | None
+    pages: paging.Pages | None
     host: hosts.HostBlocks | None = dataclasses.field(metadata={"static": True})
 
 
@@ -57,12 +60,14 @@ def empty(
     """A cache of no tokens; all its memory is taken now, but for the host's.
 
     Raises:
-        ValueError: blocks on the host cannot give the exact step its keys.
+        ValueError: blocks that are on the host, or gone, cannot give the exact step its keys; or too few may be kept.
     """
-    if cache.store == "host" and model.index.X:
+    if (cache.store == "host" or cache.kept_tokens) and model.index.X:
         raise ValueError(
-            f"decode: store='host' with index.X={model.index.X}: the exact step reads keys on the device; set X to 0"
+            f"decode: store={cache.store!r}, kept_tokens={cache.kept_tokens} with index.X={model.index.X}: the exact step "
+            "reads keys of all blocks on the device; set X to 0"
         )
+    _check_kept(model, cache)
     capacity_tokens = -(-cache.capacity_tokens // model.index.C) * model.index.C
     cache = dataclasses.replace(
         cache,
@@ -81,6 +86,16 @@ def lead_blocks(model: model_settings.ModelSettings) -> int:
     return -(-(model.index.open_tokens - 1) // model.index.query_block)
 
 
+def local_blocks(model: model_settings.ModelSettings, letter: int) -> tuple[int, int]:
+    """Most blocks of a token's window or chunk, and sinks, in one letter of the pattern."""
+    C, kind = model.index.C, model.pattern[letter]
+    if kind == "c":
+        return (model.chunk_tokens - 1) // C + 2, 0
+    if kind == "s":
+        return -(-(model.window_tokens[letter] - 1) // C) + 1, 0
+    return model.window_tokens[letter] // C, model.index.sink_tokens // C
+
+
 def num_bytes(cache: Cache) -> int:
     """Memory of all arrays on the device."""
     return sum(x.nbytes for x in jax.tree.leaves(cache))
@@ -92,8 +107,8 @@ def bytes_per_token(
     """What one more token of one row takes, for each layer of the pattern.
 
     Returns:
-        `kind`, `kv_bytes` (keys and values) and `index_bytes` (bookmarks, chapters, links) on the device: 0 where a
-        layer keeps a bounded number of tokens, or the host keeps them.
+        `kind`, `kv_bytes` (keys and values) and `index_bytes` (bookmarks, chapters, links, where blocks lie) on
+        the device: 0 where a layer keeps a bounded number of tokens, or the host keeps them.
     """
 
     def of_capacity(capacity_tokens, letter):
@@ -101,12 +116,12 @@ def bytes_per_token(
             cache, capacity_tokens=capacity_tokens, piece_tokens=model.index.C
         )
         layer = jax.eval_shape(lambda: _empty_layer(model, letter, sized, 1))
-        return _tree_bytes((layer.k, layer.v)), _tree_bytes(layer.index)
+        return _tree_bytes((layer.k, layer.v)), _tree_bytes((layer.index, layer.pages))
 
     index = model.index
     span = index.C * index.chapter_bookmarks**index.chapter_levels
-    local = max(*model.window_tokens, model.chunk_tokens) + 4 * index.C
-    low = -(-(index.sink_tokens + local) // span) * span
+    local = max(*model.window_tokens, model.chunk_tokens, cache.kept_tokens)
+    low = -(-(index.sink_tokens + local + 4 * index.C) // span) * span
     rows = []
     for letter, kind in enumerate(model.pattern):
         (kv, more), (kv_low, more_low) = (
@@ -131,14 +146,12 @@ def _empty_layer(model, letter, cache, batch):
     index, kind = model.index, model.pattern[letter]
     num_blocks = cache.capacity_tokens // index.C
     sink_blocks = 0
-    if kind in "wc":
-        sink_blocks = index.sink_tokens // index.C if kind == "w" else 0
-        kept = -(-cache.piece_tokens // index.C) + (
-            model.window_tokens[letter] // index.C
-            if kind == "w"
-            else (model.chunk_tokens - 1) // index.C + 2
-        )
-        num_blocks = min(sink_blocks + kept, num_blocks)
+    if kind in "swc":
+        window_blocks, sink_blocks = local_blocks(model, letter)
+        kept = sink_blocks + window_blocks + -(-cache.piece_tokens // index.C)
+        num_blocks = min(kept, num_blocks)
+    elif kind == "b" and cache.kept_tokens:
+        num_blocks = min(cache.kept_tokens // index.C, num_blocks)
     shape = (batch, model.G, num_blocks, index.C, model.K)
     on_host = cache.store == "host" and kind == "b"
     k, v = (
@@ -146,7 +159,7 @@ def _empty_layer(model, letter, cache, batch):
         for _ in range(2)
     )
     if kind != "b":
-        return LayerCache(k, v, None, None, None)
+        return LayerCache(k, v, None, None, None, None)
     grown = grow.empty(
         batch,
         model.G,
@@ -157,5 +170,23 @@ def _empty_layer(model, letter, cache, batch):
     )
     recent_tokens = (lead_blocks(model) + 1) * index.query_block - 1
     recent_BGTA = jnp.full((batch, model.G, recent_tokens, index.A), -1, jnp.int32)
+    pages = None
+    if num_blocks < cache.capacity_tokens // index.C:
+        all_blocks = cache.capacity_tokens // index.C
+        pages = paging.empty(batch, model.G, all_blocks, num_blocks)
     kept = hosts.HostBlocks(shape, model.dtype) if on_host else None
-    return LayerCache(k, v, grow.per_row(grown), recent_BGTA, kept)
+    return LayerCache(k, v, grow.per_row(grown), recent_BGTA, pages, kept)
+
+
+def _check_kept(model, cache):
+    """Raises ValueError unless all that a token must read finds room beside what comes in with a piece."""
+    index = model.index
+    always = index.sink_tokens + max(model.window_tokens) + index.query_block
+    chosen = (index.query_block + index.open_tokens) * index.A * index.C
+    least = always + chosen + 2 * (cache.piece_tokens + index.C)
+    if cache.kept_tokens and cache.kept_tokens < least:
+        raise ValueError(
+            f"decode: kept_tokens={cache.kept_tokens}; sinks, window, open pages and two pieces take {least}"
+        )
+    if cache.kept_tokens and cache.store == "host":
+        raise ValueError("decode: store='host' keeps all blocks; set kept_tokens to 0")

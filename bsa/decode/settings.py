@@ -15,6 +15,8 @@ class CacheSettings:
             keep that many more keys than they need.
         store: of keys and values: "model" (the model's dtype), "int8" (with a float32 scale a token and head) or "host"
             (those of bookmark layers in the host's memory, see `host`).
+        kept_tokens: bookmark layers keep the blocks of so many tokens, and of the others their bookmarks, see `pages`;
+            0: all.
     Raises:
         ValueError: a value is out of range.
     """
@@ -22,12 +24,15 @@ class CacheSettings:
     capacity_tokens: int
     piece_tokens: int = 1024
     store: str = "model"
+    kept_tokens: int = 0
 
     def __post_init__(self):
         if self.capacity_tokens < 1 or self.piece_tokens < 1:
             raise ValueError(
                 f"decode: capacity_tokens={self.capacity_tokens} and piece_tokens={self.piece_tokens} must be at least 1"
             )
+        if self.kept_tokens < 0:
+            raise ValueError(f"decode: kept_tokens={self.kept_tokens} is negative")
         if self.store not in STORES:
             raise ValueError(
                 f"decode: store={self.store!r} is not one of {', '.join(STORES)}"

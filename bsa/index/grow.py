@@ -158,10 +158,15 @@ def _extend(bookmarks, k_BGNCK, place_M, closed, low_BM, index):
     def put(array, value):
         return array.at[:, :, place_M].set(value, mode="drop")
 
+    # Without the barrier XLA writes once for the result and once more for chapters and links to read, and copies the
+    # whole index to do so: a token would cost time linear in the capacity.
+    point, log_count = lax.optimization_barrier(
+        (put(bookmarks.point_BGMRK, point), put(bookmarks.log_count_BGMR, log_count))
+    )
     bookmarks = dataclasses.replace(
         bookmarks,
-        point_BGMRK=put(bookmarks.point_BGMRK, point),
-        log_count_BGMR=put(bookmarks.log_count_BGMR, log_count),
+        point_BGMRK=point,
+        log_count_BGMR=log_count,
         quote_id_BGMR=put(bookmarks.quote_id_BGMR, quote),
     )
     is_taken = place_M[0] < bookmarks.point_BGMRK.shape[2]

@@ -13,7 +13,7 @@ from bsa.decode import sample
 from bsa.decode.settings import CacheSettings, SamplingSettings
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 999),
     top_k=st.integers(0, 9),

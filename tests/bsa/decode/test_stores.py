@@ -12,7 +12,7 @@ from bsa.decode import files, step
 from bsa.decode.settings import STORES, CacheSettings
 from tests.bsa.decode import cases
 
-MODEL = cases.bookmarks_only("n")
+MODEL = cases.bookmarks_only("n", A=1, open_tokens=4, query_block=4)
 ROOM = CacheSettings(320, 64)
 
 
@@ -72,9 +72,9 @@ def test_bytes_per_token_are_those_of_the_arrays():
             for room in (low, high)
         ]
         rows = caches.bytes_per_token(model, low)
-        assert [row["kind"] for row in rows] == list("dcwb")
-        assert [row["kv_bytes"] > 0 for row in rows] == [True, False, False, True]
-        assert [row["index_bytes"] > 0 for row in rows] == [False, False, False, True]
+        assert [row["kind"] for row in rows] == list("dscwb")
+        assert [row["kind"] for row in rows if row["kv_bytes"]] == ["d", "b"]
+        assert [row["kind"] for row in rows if row["index_bytes"]] == ["b"]
         total = sum(row["kv_bytes"] + row["index_bytes"] for row in rows)
         assert sizes[1] - sizes[0] == pytest.approx(total * 720)
         kv_bytes[store] = rows[0]["kv_bytes"]
@@ -85,3 +85,47 @@ def test_bytes_per_token_are_those_of_the_arrays():
 def test_exact_keys_cannot_stay_on_the_host():
     with pytest.raises(ValueError, match="set X to 0"):
         caches.empty(cases.CHAPTERS, dataclasses.replace(ROOM, store="host"), 1)
+
+
+def test_blocks_that_nobody_chooses_make_room():
+    """A new block takes the slot of the one that was chosen longest ago, as a replay in Python has it.
+
+    All bookmarks stay, and nothing is read that is not kept. As long as all blocks find room, nothing differs.
+    """
+    params, token_BT = cases.parameters(MODEL), cases.tokens(6)
+    plain, whole = decoded(caches.empty(MODEL, ROOM, 2), token_BT)
+    room = dataclasses.replace(ROOM, kept_tokens=200)
+    found, cache = decoded(caches.empty(MODEL, room, 2), token_BT)
+    np.testing.assert_array_equal(found[:5], plain[:5])
+    window, sinks, gone = 4, 1, 0
+    for place in range(220, 250):
+        before = jax.device_get(cache.layers[0].pages)
+        token_B = jnp.asarray(token_BT[:, place])
+        _, readings, cache = step.decode_step(params, token_B, cache, MODEL)
+        after, reading = jax.device_get((cache.layers[0].pages, readings[0]))
+        for group in range(MODEL.G):
+            owner, used = before.owner_BGS[0, group].copy(), before.used_BGS[0, group]
+            if place % 4 == 0:
+                free = (owner >= sinks) & (owner < place // 4 - window + 1)
+                oldest = np.flatnonzero(free)[used[free].argmin()]
+                owner[oldest] = place // 4
+                gone += 1
+            np.testing.assert_array_equal(after.owner_BGS[0, group], owner)
+            slot_N = after.slot_BGN[0, group]
+            np.testing.assert_array_equal(np.flatnonzero(slot_N >= 0), np.sort(owner))
+            np.testing.assert_array_equal(owner[slot_N[owner]], owner)
+            read = reading.block_id_BGJ[0, group]
+            assert set(read[read >= 0].tolist()) <= set(owner.tolist())
+            chosen = reading.choice_BGA[0, group]
+            times = after.used_BGS[0, group][slot_N[chosen[chosen >= 0]]]
+            assert (times == place).all()
+    assert gone == 16
+    kept, every = (
+        x.layers[0].index.bookmarks.point_BGMRK[0, :, :55] for x in (cache, whole)
+    )
+    np.testing.assert_array_equal(kept, every)
+
+
+def test_too_few_blocks_to_keep_are_refused():
+    with pytest.raises(ValueError, match="kept_tokens=64; sinks"):
+        caches.empty(MODEL, dataclasses.replace(ROOM, kept_tokens=64), 1)
