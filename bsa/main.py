@@ -58,8 +58,13 @@ _DECODE = config_flags.DEFINE_config_dict(
     "Room and sampling; see bsa/decode/settings.py.",
 )
 
-BOUND_TO_CHECKPOINT = ("seed", "model", "index", "data")
-"""Parts of a config that a workdir keeps: its checkpoints mean nothing under others."""
+BOUND_TO_CHECKPOINT = {
+    "train": ("seed", "model", "index", "data"),
+    "evaluate": ("model",),
+}
+"""Parts of a config that a workdir keeps, by mode: its checkpoints mean nothing under others. What is evaluated may be
+longer than what was trained on, and read in another way.
+"""
 
 
 def main(argv: list[str]) -> None:
@@ -178,7 +183,7 @@ def _keep_config(config: dict, workdir: pathlib.Path) -> None:
     path = workdir / "config.json"
     if path.exists():
         kept = json.loads(path.read_text())
-        for part in BOUND_TO_CHECKPOINT:
+        for part in BOUND_TO_CHECKPOINT[_MODE.value]:
             if kept[part] != config[part]:
                 changed = _first_difference(part, kept[part], config[part])
                 raise ValueError(

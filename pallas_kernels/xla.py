@@ -93,9 +93,13 @@ def attend(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids, options):
 
 
 def _count_steps(num_blocks, block_bytes):
-    """Steps of a scan over query blocks whose logits, one block's, take `block_bytes`."""
+    """Steps of a scan over query blocks whose logits, one block's, take `block_bytes`.
+
+    A step has a power of two of them, which divides the number that most texts have: what is not padded is not computed.
+    """
     step_bytes = STEP_BYTES.get(jax.default_backend(), DEFAULT_STEP_BYTES)
-    return -(-num_blocks // max(1, step_bytes // max(1, block_bytes)))
+    step_blocks = max(1, step_bytes // max(1, block_bytes))
+    return -(-num_blocks // 2 ** (step_blocks.bit_length() - 1))
 
 
 def _mark_unlisted(selection, num_blocks):

@@ -157,10 +157,9 @@ def _this_round(rules, plan, number):
 def _fetch(rules, plan, number, keys):
     """Blocks of the devices 1, 2, .. before this one, with room for `capacity_blocks` each, and then all of its own.
 
-    Linear in `keys`, a tree of [rows, T, 1, K]; returned are as many rows of more tokens.
+    Linear in `keys`, a pair of [rows, T, 1, K]; returned are as many rows of more tokens.
     """
     devices, own = rules.devices, lax.axis_index("context")
-    lists = plan.fixed[0]
     rows, _, N = plan.rank.shape
     place = _this_round(rules, plan, number)
     request = jnp.zeros((rows, devices, rules.capacity_blocks), jnp.int32)
@@ -168,19 +167,16 @@ def _fetch(rules, plan, number, keys):
     request = request.at[row, owner, place].set(block, mode="drop")
     asked = lax.all_to_all(request, "context", 1, 1, tiled=True)
 
-    def serve(x_B1):
-        blocks = x_B1.reshape(rows, N, lists.key_block, *x_B1.shape[2:])
-        answers = []
-        for shift in range(1, devices):
-            wanted = asked[:, (own + shift) % devices]
-            answer = jax.vmap(lambda x, i: x[i])(blocks, wanted)
-            pairs = [(i, i + shift) for i in range(devices - shift)]
-            answers.append(lax.ppermute(answer, "context", pairs))
-        return jnp.concatenate([*answers, blocks], axis=1).reshape(
-            rows, -1, *x_B1.shape[2:]
-        )
-
-    return jax.tree.map(serve, keys)
+    blocks = jnp.stack(keys)
+    blocks = blocks.reshape(2, rows, N, -1, *blocks.shape[3:])
+    answers = jax.vmap(jax.vmap(lambda x, i: x[i]), in_axes=(0, None))(blocks, asked)
+    arrived = []
+    for shift in range(1, devices):
+        answer = lax.dynamic_index_in_dim(answers, (own + shift) % devices, 2, False)
+        pairs = [(i, i + shift) for i in range(devices - shift)]
+        arrived.append(lax.ppermute(answer, "context", pairs))
+    known = jnp.concatenate([*arrived, blocks], axis=2)
+    return tuple(known.reshape(2, rows, -1, *known.shape[4:]))
 
 
 def _attend(rules, plan, number, q_BTHK, k_BSGK, v_BSGK):

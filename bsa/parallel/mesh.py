@@ -6,6 +6,7 @@ it owns, and hands the model a `Placement`, by which its functions split activat
 
 import dataclasses
 import math
+import os
 
 import jax
 from absl import logging
@@ -15,6 +16,9 @@ from pallas_kernels import shapes
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 """Devices of the last axes are nearest to each other, and talk most."""
+
+HEARTBEAT_S = 60
+"""Silence after which a process counts as dead. Its thread beats on while Python compiles or waits."""
 
 TRANSPORTS = ("exchange", "ring")
 
@@ -131,15 +135,24 @@ def place(settings: MeshSettings, mesh: Mesh) -> Placement:
 def initialize_distributed() -> None:
     """Joins the processes of a cluster; does nothing on a machine that is not in one.
 
-    To be called before anything else of JAX. The cluster is what JAX detects: Cloud TPU, Slurm, Open MPI, Kubernetes, or
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. If a process dies, the others end with an error.
+    To be called before anything else of JAX. The cluster is what JAX detects (Cloud TPU, Slurm, Open MPI, Kubernetes),
+    or what JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say; the last two are read here. If a process
+    dies, the others end with an error as soon as they miss it, after `HEARTBEAT_S` at the latest.
 
     Raises:
         RuntimeError: JAX has been used already, or the other processes do not answer.
         ValueError: the cluster is described in part only.
     """
+    numbers = (
+        os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")
+    )
+    num_processes, process_id = (number and int(number) for number in numbers)
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(
+            num_processes=num_processes,
+            process_id=process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+        )
     except ValueError as error:
         if "coordinator_address" not in str(error):
             raise

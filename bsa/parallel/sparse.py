@@ -38,19 +38,17 @@ def attend_shard(q_BTHK, k_BSGK, v_BSGK, lists, segment_id_BT, rules: Rules):
 
 
 def keep(lists: selection.BlockSelection, new_id_BGQJ) -> selection.BlockSelection:
-    """The lists without the entries whose new id is negative; the others keep their order."""
-    goes_BGQJ = new_id_BGQJ < 0
-    order = jnp.argsort(goes_BGQJ, axis=-1, stable=True)
-
-    def sort(x_BGQJ):
-        return jnp.take_along_axis(x_BGQJ, order, axis=-1)
-
-    mask_BGQJ = lists.token_mask_BGQJ
+    """The lists with new ids, without the entries whose id is now -1; the others keep their order."""
+    stays_BGQJ = new_id_BGQJ >= 0
+    place_J = jnp.arange(new_id_BGQJ.shape[-1], dtype=jnp.int32)
+    key_BGQJ = jnp.where(stays_BGQJ, 0, place_J.size) + place_J
+    masks = () if lists.token_mask_BGQJ is None else (lists.token_mask_BGQJ,)
+    _, block_id_BGQJ, *masks = lax.sort((key_BGQJ, new_id_BGQJ, *masks), num_keys=1)
     return dataclasses.replace(
         lists,
-        block_id_BGQJ=jnp.where(sort(goes_BGQJ), -1, sort(new_id_BGQJ)),
-        count_BGQ=(~goes_BGQJ).sum(-1, dtype=jnp.int32),
-        token_mask_BGQJ=None if mask_BGQJ is None else sort(mask_BGQJ),
+        block_id_BGQJ=block_id_BGQJ,
+        count_BGQ=stays_BGQJ.sum(-1, dtype=jnp.int32),
+        token_mask_BGQJ=masks[0] if masks else None,
     )
 
 

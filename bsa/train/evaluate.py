@@ -12,6 +12,9 @@ from bsa.tasks import corpus as corpus_lib
 from bsa.tasks import pipeline
 from bsa.train import figures, provenance, settings, step, writer
 
+MAX_PICTURE = 1024
+"""Blocks along a side of the picture of a selection; those of longer texts share an element."""
+
 
 class Evaluator:
     """Compiled once, called during training and at its end."""
@@ -109,11 +112,12 @@ class Evaluator:
         figures.bits_by_position(result, folder / "bits_by_position.png")
         figures.needle_map(result, folder / "passkeys.png")
         if "b" in run.model.pattern:
+            read_QN, side = self._read_blocks(params)
             figures.selection_picture(
-                self._read_blocks(params),
+                read_QN,
                 folder / "selection.png",
-                query_block=run.model.index.query_block,
-                key_block=run.model.index.C,
+                query_block=run.model.index.query_block * side,
+                key_block=run.model.index.C * side,
                 title="Share of tokens that read each block (last bookmark layer)",
             )
         if records := writer.read_metrics(workdir):
@@ -133,7 +137,11 @@ class Evaluator:
         return pipeline.heldout_batches(self._corpus, self._run.data, num_batches)
 
     def _read_blocks(self, params):
-        """float32 [query blocks, key blocks]: share of a query block's tokens that read each block, last layer."""
+        """Share of a query block's tokens that read each block, last layer; of long texts means over squares of blocks.
+
+        Returns:
+            float32 [query blocks, key blocks], and how many blocks one element stands for on each side.
+        """
         batch = next(iter(self._heldout_batches(1)))
         lists = step.make_selection_step(self._run, self._mesh)(
             params, meshes.global_batch(self._mesh, batch)
@@ -142,11 +150,13 @@ class Evaluator:
         block_id_QJ = lists.block_id_BGQJ[-1, 0, 0]
         mask_QJ = lists.token_mask_BGQJ[-1, 0, 0]
         num_blocks = self._run.data.T // lists.key_block
-        read_QN = np.zeros((block_id_QJ.shape[0], num_blocks), np.float32)
+        side = -(-max(num_blocks, len(block_id_QJ)) // MAX_PICTURE)
+        shape = [-(-num // side) for num in (len(block_id_QJ), num_blocks)]
+        read_QN = np.zeros(shape, np.float32)
         query, entry = np.nonzero(block_id_QJ >= 0)
-        readers = np.bitwise_count(mask_QJ[query, entry])
-        read_QN[query, block_id_QJ[query, entry]] = readers / lists.query_block
-        return read_QN
+        share = np.bitwise_count(mask_QJ[query, entry]) / (lists.query_block * side**2)
+        np.add.at(read_QN, (query // side, block_id_QJ[query, entry] // side), share)
+        return read_QN, side
 
 
 def _pad(batch, num_tokens):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from bsa.parallel import mesh as meshes
 from bsa.tasks import corpus as corpus_lib
-from bsa.tasks import pipeline
+from bsa.tasks import curriculum
 from bsa.train import checkpoint, evaluate, settings, step, writer
 
 PROFILE_FIRST_STEP = 10
@@ -31,7 +31,7 @@ def train(
     Returns:
         The final parameters, or None if it was told to stop before the last step.
     """
-    batches = iter(pipeline.train_batches(corpus, run.data))
+    batches = curriculum.Batches(corpus, run.data)
     manager = checkpoint.open_manager(workdir / "checkpoints", run.train)
     restored = checkpoint.restore_newest(
         manager, step.abstract_state(run, mesh), batches
@@ -53,6 +53,7 @@ def train(
         for number in range(first_step + 1, run.train.steps + 1):
             _profile(run, workdir, number - first_step)
             batch = meshes.global_batch(mesh, next(batches))
+            clock.tokens += batch["token_BT"].size
             state, figures = train_step(state, batch)
             progress.update()
             last = number == run.train.steps
@@ -61,7 +62,7 @@ def train(
                     name: float(value)
                     for name, value in jax.device_get(figures).items()
                 }
-                values["tokens_per_s"] = clock.rate(number)
+                values["tokens_per_s"] = clock.rate()
                 metrics.write(number, values)
                 progress.set_postfix_str(f"{values['bits_per_byte']:.3f} bits/byte")
                 if progress.disable:
@@ -75,11 +76,11 @@ def train(
                 metrics.write(
                     number, {"heldout_bits_per_byte": result["bits_per_byte"]}
                 )
-                clock.restart(number)
+                clock.restart()
             stopping = should_stop(number)
             if number % run.train.checkpoint_every_steps == 0 or last or stopping:
                 checkpoint.save(manager, number, state, batches, held_out)
-                clock.restart(number)
+                clock.restart()
             if stopping and not last:
                 checkpoint.close(manager)
                 logging.info(
@@ -116,17 +117,17 @@ class _Clock:
     def __init__(self, run):
         self._run = run
         self._since = None
+        self.tokens = 0
 
-    def restart(self, number):
-        self._since = (number, time.monotonic())
+    def restart(self):
+        self._since = (self.tokens, time.monotonic())
 
-    def rate(self, number):
+    def rate(self):
         """Global tokens a second since the last call; 0 for the stretch that compiled."""
-        then, self._since = self._since, (number, time.monotonic())
-        if then is None or then[0] == number:
+        then, self._since = self._since, (self.tokens, time.monotonic())
+        if then is None or then[0] == self.tokens:
             return 0.0
-        tokens = (number - then[0]) * self._run.data.B * self._run.data.T
-        return tokens / (self._since[1] - then[1])
+        return (self.tokens - then[0]) / (self._since[1] - then[1])
 
     def line(self, number, values):
         steps, rate = self._run.train.steps, values["tokens_per_s"]

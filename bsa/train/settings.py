@@ -116,9 +116,11 @@ class RunSettings:
                             f"T={length} is no multiple of index.{name}={getattr(index, name)}; "
                             f"T={-(-length // getattr(index, name)) * getattr(index, name)} would work"
                         )
-        if self.data.B % self.train.accumulation_steps:
+        for _, stage in data_settings.stages(self.data):
+            if not stage.B % self.train.accumulation_steps:
+                continue
             raise ValueError(
-                f"B={self.data.B} rows do not split into accumulation_steps={self.train.accumulation_steps} micro-batches"
+                f"B={stage.B} rows do not split into accumulation_steps={self.train.accumulation_steps} micro-batches"
             )
 
 

@@ -9,6 +9,7 @@ import optax
 
 from bsa.model import decoder
 from bsa.parallel import mesh as meshes
+from bsa.tasks import settings as data_settings
 from bsa.train import loss, optimizer, settings
 
 
@@ -39,24 +40,22 @@ def initial_state(run: settings.RunSettings, mesh: jax.sharding.Mesh) -> TrainSt
 
 
 def check(run: settings.RunSettings, mesh: jax.sharding.Mesh) -> None:
-    """Traces the model on one batch's shapes, so that sizes that do not fit are found before anything is written.
+    """Traces the model on the shapes of each stage's batch, so that sizes that do not fit are found before anything is written.
 
     Raises:
         ValueError: they do not fit; the message says which.
     """
-    for rows in (run.data.B, run.evaluation.passkey_samples):
+    stages = [(data.B, data.T) for _, data in data_settings.stages(run.data)]
+    for rows in (*(B for B, _ in stages), run.evaluation.passkey_samples):
         meshes.check_rows(mesh, rows)
     tensor = mesh.shape["tensor"]
     if run.model.G % tensor:
         raise ValueError(f"G={run.model.G} heads do not divide over tensor={tensor}")
-    rows = jax.ShapeDtypeStruct((run.data.B, run.data.T), jnp.int32)
     names = ("token_BT", "target_BT", "segment_id_BT", "position_BT")
     params = abstract_state(run, mesh).params
-    jax.eval_shape(
-        functools.partial(_forward, run=run, mesh=mesh),
-        params,
-        dict.fromkeys(names, rows),
-    )
+    for shape in stages:
+        rows = dict.fromkeys(names, jax.ShapeDtypeStruct(shape, jnp.int32))
+        jax.eval_shape(functools.partial(_forward, run=run, mesh=mesh), params, rows)
 
 
 def make_train_step(run: settings.RunSettings, mesh: jax.sharding.Mesh):

@@ -17,6 +17,7 @@ def make_settings():
             "heldout_percent": 50,
             "B": 2,
             "T": 64,
+            "curriculum": (),
             "cross_document": False,
             "packing_bins": 4,
             "passkey_share": 0.0,
