@@ -2,8 +2,8 @@
 
 Command: python -m experiments.quality --suite=NAME [--methods=A,B] [--seeds=0,1] [--source=files:GLOB] [--list]
 A cell is one method and seed, trained once and tested on every task of the suite (`experiments/quality_suites.py`).
-Cells that are in the workdir are kept, so a run that was stopped goes on; after each, all that are there are collected
-into experiments/results/quality.json, quality_NAME.md and quality_NAME.png. Not run on a GPU yet.
+What is in the workdir is kept, parameters and each test, so a run that was stopped goes on; after each cell, all that is
+there is collected into experiments/results/quality.json, quality_NAME.md and quality_NAME.png. Not run on a GPU yet.
 """
 
 import argparse
@@ -84,52 +84,69 @@ def size(cell: quality_cell.Cell, run: settings.RunSettings) -> str:
 def missing_cells(
     wanted: list[quality_cell.Cell], workdir: pathlib.Path, source: str
 ) -> list[quality_cell.Cell]:
-    """Those that are not in the workdir.
+    """Those that are not in the workdir, or not with all of their tests.
 
     Raises:
-        ValueError: one is, but from other settings.
+        ValueError: one is there, but from other settings.
     """
     missing = []
     for cell in wanted:
-        path = cell.path(workdir)
-        if not path.exists():
-            missing.append(cell)
-        elif json.loads(path.read_text())["described"] != cell.described(source):
+        begun = read_cell(cell, workdir)
+        if begun and begun["described"] != cell.described(source):
             raise ValueError(
-                f"{path} was made with other settings; remove it, or use another --workdir"
+                f"{cell.path(workdir)} was made with other settings; remove it, or use another --workdir"
             )
+        if not begun or begun["tests_done"] < len(cell.parts.tests):
+            missing.append(cell)
     return missing
 
 
 def write_cell(cell: quality_cell.Cell, workdir: pathlib.Path, source: str) -> None:
-    """Trains and tests a cell, and writes it all at once."""
+    """Trains and tests a cell, or goes on with one: parameters are kept, and every test as soon as it is done."""
     path, run = cell.path(workdir), cell.run(source)
-    logging.info("%s", size(cell, run))
     mesh = meshes.make_mesh(run.mesh)
-    begin = time.monotonic()
-    params = quality_cell.train(cell, run, mesh)
-    trained = time.monotonic()
-    records = quality_cell.test(cell, run, mesh, params)
-    logging.info(
-        "%.0f s, %.0f of them tests",
-        time.monotonic() - begin,
-        time.monotonic() - trained,
-    )
-    origin = provenance.provenance()
-    found = {"described": cell.described(source), "origin": origin, "records": records}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.info("%s", size(cell, run))
+    begun = read_cell(cell, workdir)
+    if begun:
+        params = quality_cell.load_params(path.with_suffix(".npz"), run, mesh)
+    else:
+        begin = time.monotonic()
+        params = quality_cell.train(cell, run, mesh)
+        logging.info("trained in %.0f s", time.monotonic() - begin)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        quality_cell.save_params(path.with_suffix(".npz"), params)
+        begun = {
+            "described": cell.described(source),
+            "origin": provenance.provenance(),
+            "records": [],
+            "tests_done": 0,
+        }
+        keep(path, begun)
+    left = cell.parts.tests[begun["tests_done"] :]
+    for records in quality_cell.test(cell, run, mesh, params, left):
+        logging.info("%s", records[0])
+        begun["records"] += records
+        begun["tests_done"] += 1
+        keep(path, begun)
+
+
+def read_cell(cell: quality_cell.Cell, workdir: pathlib.Path) -> dict | None:
+    """What is there of a trained cell."""
+    path = cell.path(workdir)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def keep(path: pathlib.Path, begun: dict) -> None:
+    """Writes a cell, whole or not at all."""
     unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(found, indent=1) + "\n")
+    unfinished.write_text(json.dumps(begun, indent=1) + "\n")
     unfinished.rename(path)
 
 
 def collect(suite: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
-    """All finished cells of the suite, in its own order, to results, table and figure."""
-    found = []
-    for cell in cells(suite):
-        path = cell.path(workdir)
-        if path.exists():
-            found.append(json.loads(path.read_text()))
+    """All that is there of the suite, in its own order, to results, table and figure."""
+    found = [read_cell(cell, workdir) for cell in cells(suite)]
+    found = [begun for begun in found if begun]
     quality_report.write(suite, found, results)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -74,8 +75,28 @@ def training_batches(cell: Cell, run: settings.RunSettings):
     return catalogue.train_batches(mix, B=run.data.B, T=run.data.T, seed=run.data.seed)
 
 
-def test(cell: Cell, run, mesh, params) -> list[dict]:
-    """Records of every test of the suite."""
+def save_params(path: pathlib.Path, params) -> None:
+    """One array a parameter, by its place in the tree; whole or not at all."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
+    unfinished = path.with_suffix(".part")
+    with open(unfinished, "wb") as file:
+        np.savez(file, **{jax.tree_util.keystr(at): leaf for at, leaf in leaves})
+    unfinished.rename(path)
+
+
+def load_params(path: pathlib.Path, run: settings.RunSettings, mesh):
+    """What `save_params` wrote, each part where it belongs."""
+    with np.load(path) as arrays:
+        return jax.tree_util.tree_map_with_path(
+            lambda at, leaf: jax.device_put(
+                arrays[jax.tree_util.keystr(at)], leaf.sharding
+            ),
+            step.abstract_state(run, mesh).params,
+        )
+
+
+def test(cell: Cell, run, mesh, params, tests) -> Iterator[list[dict]]:
+    """The records of each of the tests, one after another."""
     known = {
         "suite": cell.suite,
         "method": cell.method,
@@ -83,17 +104,14 @@ def test(cell: Cell, run, mesh, params) -> list[dict]:
         "params": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "train_tokens": run.train.steps * run.data.B * run.data.T,
     }
-    answer_step, records = step.make_answer_step(run, mesh), []
-    for part in cell.parts.tests:
+    answer_step = step.make_answer_step(run, mesh)
+    for part in tests:
         if is_text(part):
-            rows = test_text(
-                cell.run(run.data.source, part.num_tokens), mesh, params, part
-            )
+            longer = cell.run(run.data.source, part.num_tokens)
+            rows = test_text(longer, mesh, params, part)
         else:
             rows = [test_task(run, mesh, params, part, answer_step)]
-        records += [known | row for row in rows]
-        logging.info("%s", records[-1])
-    return records
+        yield [known | row for row in rows]
 
 
 def test_task(run, mesh, params, part: quality_suites.Part, answer_step) -> dict:

@@ -26,13 +26,13 @@ def run_suite(monkeypatch, workdir, results, *flags):
 
 
 def test_smoke_suite(tmp_path, monkeypatch):
-    """Window first, then all: what is there is kept, and results hold all cells."""
+    """Window first, then all: what is there is kept, results hold all cells, and a cell that was stopped goes on."""
     workdir, results = tmp_path / "cells", tmp_path / "results"
     run_suite(monkeypatch, workdir, results, "--suite=smoke", "--methods=window")
-    (kept,) = (workdir / "smoke").iterdir()
-    before = kept.stat().st_mtime_ns
+    (kept,) = (workdir / "smoke").glob("*.json")
+    before, written = json.loads(kept.read_text()), kept.stat().st_mtime_ns
     run_suite(monkeypatch, workdir, results, "--suite=smoke")
-    assert kept.stat().st_mtime_ns == before
+    assert kept.stat().st_mtime_ns == written
     assert not quality.missing_cells(quality.cells("smoke"), workdir, "stdlib")
 
     rows = json.loads((results / "quality.json").read_text())["records"]
@@ -45,6 +45,12 @@ def test_smoke_suite(tmp_path, monkeypatch):
     assert window["score"] < 0.8, "a quarter of the text is out of its reach"
     assert "| bookmark |" in (results / "quality_smoke.md").read_text()
     assert (results / "quality_smoke.png").stat().st_size > 10_000
+
+    # Stopped before its test: parameters are not trained again, and give the same.
+    kept.write_text(json.dumps(before | {"records": [], "tests_done": 0}))
+    monkeypatch.delattr(quality_cell, "train")
+    run_suite(monkeypatch, workdir, results, "--suite=smoke")
+    assert json.loads(kept.read_text()) == before
 
 
 def test_text_suite(tmp_path, monkeypatch):
