@@ -29,12 +29,15 @@ def main() -> None:
         missing = missing_cells(wanted, flags.workdir, flags.source)
     except ValueError as error:
         sys.exit(f"quality: {error}")
-    for cell in missing:
-        if flags.list:
+    if flags.list:
+        for cell in missing:
             print(size(cell, cell.run(flags.source)))
-        else:
-            write_cell(cell, flags.workdir, flags.source)
-            collect(flags.suite, flags.workdir, flags.results)
+        return
+    for cell in missing:
+        write_cell(cell, flags.workdir, flags.source)
+        collect(flags.suite, flags.workdir, flags.results)
+    if not missing:
+        collect(flags.suite, flags.workdir, flags.results)
 
 
 def parse() -> argparse.Namespace:

@@ -63,6 +63,9 @@ def test_text_suite(tmp_path, monkeypatch):
     whole = {("bits_per_byte", 64), ("bits_per_byte", 128)}
     assert lengths >= whole | {("bits_of_64", 64), ("bits_of_128", 128)}
     assert all(1 < row["score"] < 9 and row["chance"] == 8 for row in rows)
+    (tmp_path / "quality.json").unlink()
+    run_suite(monkeypatch, tmp_path, tmp_path, "--suite=text", source)
+    assert json.loads((tmp_path / "quality.json").read_text())["records"] == rows
 
 
 TEXT = dataclasses.replace(
