@@ -14,9 +14,10 @@ from bsa.train import loss, settings, step
 from configs import tiny
 
 
-def tiny_run(**train):
+def tiny_run(implementation="auto", **train):
     """The tiny config made smaller still."""
     config = tiny.get_config()
+    config.model.implementation = implementation
     config.model.update(D=32, F=48, L=2, K=8, window_tokens=(32, 16))
     config.index.update(J=16, A=2, route_tokens=64)
     config.data.update(B=4, T=64, passkey_share=0.0)
