@@ -6,17 +6,10 @@ The compiler is the real one: it lays out memory and rejects what does not fit. 
 Prints the memory of a chip and what chips send each other; ends with exit code 1 if the step does not fit.
 """
 
-import collections
 import json
-import math
 import os
-import re
 import sys
 import time
-
-# Before JAX is imported: nothing runs here, and no metadata server is asked for a TPU.
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +19,12 @@ from ml_collections import config_flags
 
 from bsa.parallel import mesh as meshes
 from bsa.train import provenance, settings, step
-from experiments import record
+from experiments import collectives, record
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/1m_pod.py")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "As libtpu names it.")
 _RECORD = flags.DEFINE_bool("record", False, "Write experiments/results.")
 
-COLLECTIVES = (
-    *("all-gather", "all-reduce", "all-to-all", "collective-permute"),
-    *("ragged-all-to-all", "reduce-scatter"),
-)
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
-BYTES |= {"f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
 NAMES = ("token_BT", "target_BT", "weight_BT", "segment_id_BT", "position_BT")
 
 
@@ -68,55 +55,12 @@ def compiler_options():
     return {"optimization_level": "O1"} if is_new else {}
 
 
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """What a chip gets from others in a step, by kind: how often, and bytes.
-
-    Loops count as often as the compiler knows them to run; rounds of exchange, which hang on the data, once.
-
-    Args:
-        text: the compiled module's HLO.
-    """
-    bodies = {}
-    for block in re.split(r"\n(?=\S)", text):
-        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(", block):
-            bodies[header[1]] = block
-    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)[1]
-    total = collections.defaultdict(lambda: [0, 0])
-    kinds = "|".join(COLLECTIVES)
-
-    def visit(name, times):
-        for line in bodies[name].splitlines()[1:]:
-            if found := re.search(rf"= (.*?) ({kinds})(-start)?\(", line):
-                total[found[2]][0] += times
-                total[found[2]][1] += times * _bytes(found[1], bool(found[3]))
-            repeated = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            again = int(repeated[1]) if repeated else 1
-            called = re.findall(
-                r"(?:body|to_apply|calls|_computation)=%?([\w.\-]+)", line
-            )
-            for branches in re.findall(r"branch_computations=\{(.*?)\}", line):
-                called += re.findall(r"[\w.\-]+", branches)
-            for callee in called:
-                if callee in bodies:
-                    visit(callee, times * again)
-
-    visit(entry, 1)
-    return {kind: tuple(total[kind]) for kind in sorted(total)}
-
-
-def _bytes(shape, is_start):
-    """Of the result; a start's result holds its operands first, and is as long as those and the result."""
-    parts = [
-        BYTES[dtype] * math.prod(int(n) for n in sizes.split(",") if n)
-        for dtype, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape)
-        if dtype in BYTES
-    ]
-    return max(parts, default=0) if is_start else sum(parts)
-
-
 def main(argv: list[str]) -> None:
     """Compiles, prints, records."""
     del argv
+    # Nothing runs here, no metadata server is asked for a TPU, and others may compile at the same time.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    jax.config.update("jax_platforms", "cpu")
     run = settings.from_config(_CONFIG.value)
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name=_TOPOLOGY.value
@@ -143,7 +87,7 @@ def main(argv: list[str]) -> None:
         "state_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
     }
-    for kind, (count, size) in collectives(compiled.as_text()).items():
+    for kind, (count, size) in collectives.count(compiled.as_text()).items():
         row |= {f"{kind}_count": count, f"{kind}_bytes": size}
     print(json.dumps(row, indent=1))
     if _RECORD.value:
