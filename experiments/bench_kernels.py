@@ -5,8 +5,9 @@
     python -m experiments.bench_kernels --parts=parity,capacity --implementation=mosaic_gpu
 
 Parts: `time` (forward, and forward with backward), `capacity` (one layer's forward and
-backward at a million tokens), `parity` (random calls against the oracle, and twice for the
-same bits). Peers of `time`: cuDNN's dense causal attention, FlexAttention if there is torch.
+backward at a million tokens), `decode` (one token, caches as long), `parity` (random calls
+against the oracle, and twice for the same bits). Peers of `time`: cuDNN's dense causal
+attention, FlexAttention if there is torch.
 
 Needs JAX and NumPy alone. Writes experiments/results/kernels_h100.json after each record: flat
 ones. Milliseconds are medians; TFLOP/s count the pairs of queries and keys in listed blocks
@@ -32,11 +33,18 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 
-from experiments import bench_cases, bench_flex, bench_parity, bench_timing
+from experiments import (
+    bench_cases,
+    bench_decode,
+    bench_flex,
+    bench_parity,
+    bench_timing,
+)
 from pallas_kernels import mosaic_gpu_readers, tiles
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULT = ROOT / "experiments" / "results" / "kernels_h100.json"
+PARTS = ["parity", "capacity", "decode", "time"]
 BACKWARD = 2.5
 """FLOPs of a backward pass over those of a forward pass: five matmuls for two."""
 DENSE_HEADS_LENGTH = 2**18
@@ -170,11 +178,9 @@ def measure_capacity(case, length, flags):
     ms, repeats, _ = bench_timing.measure(function, arguments, 3, flags.seconds)
     # The highest of the process so far: run this part alone.
     stats = jax.devices()[0].memory_stats() or {}
-    yield record | {
-        "ms": ms,
-        "repeats": repeats,
-        "peak_bytes": stats.get("peak_bytes_in_use"),
-    }
+    peak_bytes = stats.get("peak_bytes_in_use")
+    record |= {"ms": ms, "repeats": repeats, "peak_bytes": peak_bytes}
+    yield record
 
 
 def run(flags):
@@ -185,6 +191,9 @@ def run(flags):
     if "capacity" in flags.parts:
         for case in (cases[0], cases[-1]):
             yield from measure_capacity(case, flags.capacity, flags)
+    if "decode" in flags.parts:
+        for batch in (1, 8):
+            yield bench_decode.measure(batch, flags.capacity, read_len=2560)
     if "time" in flags.parts:
         dense = {}
         for length in flags.lengths:
@@ -218,7 +227,7 @@ def parse_flags():
         return [int(x) for x in text.split(",")]
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", type=words, default=["parity", "capacity", "time"])
+    parser.add_argument("--parts", type=words, default=PARTS)
     parser.add_argument("--implementation", default="mosaic_gpu")
     parser.add_argument("--peers", type=words, default=["cudnn", "flex"])
     parser.add_argument("--passes", type=words, default=list(bench_timing.PASSES))
@@ -229,7 +238,9 @@ def parse_flags():
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=15, help="of a row, at most")
     parser.add_argument("--draws", type=int, default=20, help="of each random setting")
-    parser.add_argument("--capacity", type=int, default=2**20, help="tokens")
+    parser.add_argument(
+        "--capacity", type=int, default=2**20, help="tokens of `capacity` and `decode`"
+    )
     parser.add_argument("--output", type=pathlib.Path, default=RESULT)
     return parser.parse_args()
 
@@ -238,11 +249,8 @@ def main():
     flags, records = parse_flags(), []
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     for record in run(flags):
-        # A row that is measured further replaces what it was before.
-        key = {x: record.get(x) for x in ("case", "length", "pass", "implementation")}
-        if records and "draws" not in record and key.items() <= records[-1].items():
-            records.pop()
-        records.append(record)
+        if not (records and records[-1] is record):  # Else one that has grown.
+            records.append(record)
         print(json.dumps(record), flush=True)
         text = json.dumps(describe_run() | {"records": records}, indent=1)
         flags.output.write_text(text + "\n")

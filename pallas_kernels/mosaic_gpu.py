@@ -34,17 +34,16 @@ def attend(
     Raises:
         NotImplementedError: not a Hopper GPU, or sizes or options that the kernel lacks.
     """
-    if interpret is None:
-        _check_device(jax.devices()[0])
-    _check_call(q_BTHK, selection, options)
-    offset_2 = jnp.stack(
-        [jnp.asarray(x, jnp.int32) for x in (options.query_offset, options.key_offset)]
-    )
+    check(q_BTHK, selection, options, interpret)
+    B, _, Q = selection.count_BGQ.shape
+    first_id_Q = jnp.arange(Q, dtype=jnp.int32) * selection.query_block
+    first_id_BQ = jnp.broadcast_to(first_id_Q + options.query_offset, (B, Q))
+    key_offset_1 = jnp.asarray(options.key_offset, jnp.int32).reshape(1)
     rules = dataclasses.replace(options, query_offset=0, key_offset=0)
     return _attend(
         (rules, interpret),
         (q_BTHK, k_BSGK, v_BSGK, bias_BGTJ),
-        (selection, segment_ids, offset_2),
+        (selection, segment_ids, (first_id_BQ.astype(jnp.int32), key_offset_1)),
     )
 
 
@@ -52,6 +51,13 @@ def is_hopper(device):
     """Whether a device has the tensor cores that the kernel is written for."""
     capability = str(getattr(device, "compute_capability", ""))
     return device.platform == "gpu" and capability.startswith("9.")
+
+
+def check(q_BTHK, selection, options, interpret):
+    """Raises NotImplementedError for what the kernels can't compute, here or anywhere."""
+    if interpret is None:
+        _check_device(jax.devices()[0])
+    _check_call(q_BTHK, selection, options)
 
 
 def _check_device(device):
@@ -121,8 +127,10 @@ def _backward(static, saved, cotangents):
         return mosaic_gpu_backward.differentiate(
             rules, interpret, saved, cotangents
         ), None
-    differentiated, (selection, segment_ids, offset_2), *_ = saved
-    rules = dataclasses.replace(rules, query_offset=offset_2[0], key_offset=offset_2[1])
+    differentiated, (selection, segment_ids, (first_id_BQ, key_offset_1)), *_ = saved
+    rules = dataclasses.replace(
+        rules, query_offset=first_id_BQ[0, 0], key_offset=key_offset_1[0]
+    )
 
     def attend_by_xla(q_BTHK, k_BSGK, v_BSGK, bias_BGTJ):
         return xla.attend(

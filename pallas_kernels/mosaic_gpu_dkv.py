@@ -271,7 +271,7 @@ def _accumulate(plan, inputs, place, shared, barriers, half, wanted):
             s, *dp = mosaic_gpu_matmul.multiply(*pairs)
             segment_ref = shared.segment_query.at[slot] if plan.has_segments else None
             rows = mosaic_gpu_logits.describe_rows(
-                *(plan, inputs, place.g, shared.table[0, entry], part, segment_ref),
+                *(plan, inputs, place, shared.table[0, entry], part, segment_ref),
                 layout=mosaic_gpu_logits.COLUMN,
             )
             logits, slope = mosaic_gpu_logits.weigh_keys(

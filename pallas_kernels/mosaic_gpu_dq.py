@@ -90,7 +90,7 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
     plgpu.barrier_wait(barriers.lists.at[team])
     segment_ref = shared.segment_query.at[warpgroup] if plan.has_segments else None
     rows = mosaic_gpu_logits.describe_rows(
-        plan, inputs, place.g, place.i, part, segment_ref
+        plan, inputs, place, place.i, part, segment_ref
     )
     task = mosaic_gpu_logits.Task(place, team, token_part, rows)
     row = mosaic_gpu_logits.ROW

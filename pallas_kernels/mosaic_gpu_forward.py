@@ -43,7 +43,9 @@ def run(plan, operands, interpret):
     kernel = plgpu.kernel(
         body,
         out_type=(
-            jax.ShapeDtypeStruct(operands.q_BTHK.shape, plan.dtype),
+            jax.ShapeDtypeStruct(
+                (plan.B, plan.Q * plan.query_block, plan.H, plan.K), plan.dtype
+            ),
             jax.ShapeDtypeStruct(
                 (plan.B, plan.G, plan.Q, plan.list_parts * PART), jnp.float32
             ),
@@ -102,7 +104,7 @@ def _consume(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers, warpgro
     plgpu.barrier_wait(barrier)
     plgpu.barrier_wait(barriers.lists.at[team])
     rows = mosaic_gpu_logits.describe_rows(
-        plan, inputs, place.g, place.i, part, segment_ref
+        plan, inputs, place, place.i, part, segment_ref
     )
     task = mosaic_gpu_logits.Task(place, team, token_part, rows)
     weigh = functools.partial(mosaic_gpu_logits.weigh, plan, inputs, shared, task)

@@ -48,25 +48,25 @@ class Task(NamedTuple):
     rows: Rows
 
 
-def describe_rows(plan, inputs, g, i, part, segment_ref, layout=ROW):
+def describe_rows(plan, inputs, place, i, part, segment_ref, layout=ROW):
     """The rows of a part of query block i.
 
     Args:
+        place: says which batch and key/value head.
         segment_ref: ids of their documents, if the plan has segments.
         layout: of the registers: `ROW`, or `COLUMN` for what is transposed.
     """
     row = plgpu.broadcasted_iota(jnp.int32, (PART,), 0, layout=layout) + part * PART
     token = row & (plan.query_block - 1)
     head = row >> (plan.query_block.bit_length() - 1)
-    query_offset, key_offset = inputs.offset_2[0], inputs.offset_2[1]
-    q_id = token + (i * plan.query_block + query_offset)
+    q_id = token + inputs.first_id_BQ[place.b, i]
     limit = jnp.full_like(token, plan.num_keys - 1)
     if plan.causal:
-        limit = jnp.minimum(q_id - key_offset, limit)
+        limit = jnp.minimum(q_id - inputs.key_offset_1[0], limit)
     segment = None
     if plan.has_segments:
         segment = plgpu.load(segment_ref, layout=layout)
-    return Rows(limit, token, head + g * plan.heads, q_id, segment)
+    return Rows(limit, token, head + place.g * plan.heads, q_id, segment)
 
 
 def score(plan, s, ids, with_slope=False):
@@ -94,7 +94,7 @@ def weigh(plan, inputs, shared, task, slot, entry, s, with_slope=False):
         For each key block the logits, and their slopes by `score`.
     """
     place, team, token_part, rows = task
-    C, key_offset = plan.key_block, inputs.offset_2[1]
+    C, key_offset = plan.key_block, inputs.key_offset_1[0]
     column = plgpu.broadcasted_iota(jnp.int32, (PART, C), 1, layout=plgpu.Layout.WGMMA)
 
     def spread(x, axis):
@@ -204,7 +204,7 @@ def weigh_keys(plan, inputs, shared, b, keys, rows, words, slot, s):
         read &= ((spread(word, 0) >> spread(rows.token, 1)) & 1) == 1
     ids = ()
     if plan.score_mod or plan.mask_mod:
-        k_id = spread(keys.position + inputs.offset_2[1], 0)
+        k_id = spread(keys.position + inputs.key_offset_1[0], 0)
         ids = (b, spread(rows.head, 1), spread(rows.q_id, 1), k_id)
     if plan.has_segments:
         read &= spread(keys.segment, 0) == spread(rows.segment, 1)

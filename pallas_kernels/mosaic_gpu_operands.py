@@ -17,21 +17,23 @@ MAX_LIST = 3072
 INSTEAD = "use implementation='xla' (any device) or 'reference' (small inputs)"
 
 
-def prepare(sizes, rules, interpret, differentiated, others):
+def prepare(sizes, rules, interpret, differentiated, others, pieces=1):
     """What a kernel over lists needs.
 
     Args:
         sizes: function from rows of a list and padded head width to tiles.
         rules: `Options` whose offsets don't matter.
         differentiated: q, k, v and bias, as the caller has them.
-        others: selection, segment ids, offsets.
+        others: selection, segment ids, and the ids of the first token of each query block
+            and of the first key: int32[B, Q], int32[1].
+        pieces: consecutive lists that belong to the same queries.
     Returns:
         `Plan`, `Operands`, and the selection with blocks that fit a tile.
     Raises:
         NotImplementedError: lists are too long.
     """
     q_BTHK, k_BSGK, v_BSGK, bias_BGTJ = differentiated
-    selection, segment_ids, offset_2 = others
+    selection, segment_ids, (first_id_BQ, key_offset_1) = others
     (B, _, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
     width = next(x for x in WIDTHS if x >= K)
     tiles = sizes(H // G * selection.query_block, width)
@@ -59,6 +61,7 @@ def prepare(sizes, rules, interpret, differentiated, others):
         has_segments=segment_ids is not None,
         tiles=tiles,
         interpreted=bool(interpret),
+        pieces=pieces,
         scale=rules.scale,
         causal=rules.causal,
         score_mod=rules.score_mod,
@@ -70,12 +73,13 @@ def prepare(sizes, rules, interpret, differentiated, others):
     if plan.has_mask:
         mask_BGQJ = jax.lax.bitcast_convert_type(mask_BGQJ, jnp.int32)
     operands = mosaic_gpu_plan.Operands(
-        q_BTHK=pad(q_BTHK, {1: tokens, 3: width}),
+        q_BTHK=pad(q_BTHK, {1: tokens // pieces, 3: width}),
         k_BSGK=pad(k_BSGK, {1: keys, 3: width}),
         v_BSGK=pad(v_BSGK, {1: keys, 3: width}),
         block_id_BGQJ=pad(selection.block_id_BGQJ, {3: J}),
         count_BGQ=selection.count_BGQ,
-        offset_2=offset_2,
+        first_id_BQ=first_id_BQ,
+        key_offset_1=key_offset_1,
         token_mask_BGQJ=pad(mask_BGQJ, {3: J}),
         bias_rows=_spread_bias(plan, pad(bias_BGTJ, {2: tokens, 3: J})),
         segment_rows=_spread_tokens(plan, pad(query_BT, {1: tokens})),

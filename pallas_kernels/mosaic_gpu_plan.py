@@ -23,7 +23,10 @@ LOG2E = math.log2(math.e)
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Sizes and rules of one call; letters as in `shapes`, padded except for `num_keys`."""
+    """Sizes and rules of one call; letters as in `shapes`, padded except for `num_keys`.
+
+    `pieces` consecutive lists belong to the same queries: parts of one list.
+    """
 
     B: int
     H: int
@@ -44,6 +47,7 @@ class Plan:
     has_segments: bool
     tiles: tiles.HopperListTiles | tiles.HopperKeyTiles
     interpreted: bool
+    pieces: int = 1
 
     @property
     def heads(self):
@@ -116,7 +120,8 @@ class Operands(NamedTuple):
     v_BSGK: Any
     block_id_BGQJ: Any
     count_BGQ: Any
-    offset_2: Any  # of queries, of keys
+    first_id_BQ: Any  # of the first token of each query block
+    key_offset_1: Any
     token_mask_BGQJ: Any = None  # int32
     bias_rows: Any = None
     segment_rows: Any = None

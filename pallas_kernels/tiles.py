@@ -45,6 +45,15 @@ def hopper_forward(rows, K):
     return HopperListTiles(1, 1, keys, 2, 240, 40)
 
 
+def hopper_pieces(num_lists, entries):
+    """Pieces into which long lists are cut when there are few of them, as in decoding.
+
+    Two tiles for each of an H100's 132 multiprocessors, which have room for a thread block
+    of two teams; at least 16 entries a piece. Not timed yet.
+    """
+    return max(1, min(-(-264 // num_lists), entries // 16))
+
+
 def hopper_dq(rows, K, entries):
     """The same for dQ, whose consumers hold queries and the cotangent of their output.
 

@@ -15,9 +15,10 @@ from pallas_kernels import (
     dispatch,
     mosaic_gpu,
     mosaic_gpu_backward,
+    mosaic_gpu_decode,
 )
 from pallas_kernels.options import Options
-from tests.pallas_kernels import cases
+from tests.pallas_kernels import cases, tolerance
 
 CASE = cases.Case(
     "mosaic_gpu", T=53, S=53, H=4, G=2, dtype="bfloat16", token_mask=True, empty=0.2
@@ -43,12 +44,12 @@ def test_future_keys_change_no_bit_of_the_past():
     assert (before[0][:, cut + 1 :] != after[0][:, cut + 1 :]).any()
 
 
-def _differentiate(inputs, cotangents, case=CASE):
+def _differentiate(inputs, cotangents, case=CASE, implementation="mosaic_gpu"):
     """Gradients of q, k and v."""
 
     def run(arrays, cotangents):
         def attend(*arrays):
-            return cases.attend(case, inputs._replace(**arrays[0]), "mosaic_gpu")
+            return cases.attend(case, inputs._replace(**arrays[0]), implementation)
 
         return jax.vjp(attend, arrays)[1](cotangents)[0]
 
@@ -203,6 +204,44 @@ def test_stages_are_reused_without_races(monkeypatch, case):
     inputs = cases.make_inputs(case)
     gradients = _differentiate(inputs, cases.make_cotangents(case), case)
     assert all(jnp.isfinite(x).all() for x in gradients.values())
+
+
+def test_decoding_is_attention_of_each_sequence_at_its_own_length(monkeypatch):
+    case = cases.Case("decode", B=2, T=2, S=200, H=4, G=2, J=8, K=64, dtype="bfloat16")
+    monkeypatch.setattr(mosaic_gpu_decode.tiles, "hopper_pieces", lambda *_: 3)
+    inputs, position_B = cases.make_inputs(case), jnp.asarray([57, 160])
+    selection = inputs.selection
+    interpret = None
+    if not mosaic_gpu.is_hopper(jax.devices()[0]):
+        interpret = plgpu.InterpretGPUParams()
+    out_BTHK, lse_BHT = jax.jit(
+        lambda inputs, position_B: mosaic_gpu_decode.attend(
+            *inputs[:3], inputs.selection, position_B, scale=0.125, interpret=interpret
+        )
+    )(inputs, position_B)
+    for b, position in enumerate(position_B):
+        one = jax.tree.map(lambda x, b=b: x[b : b + 1], (*inputs[:3], selection))
+        expected = block_sparse_attention(
+            *one, scale=0.125, query_offset=position, implementation="reference"
+        )
+        for name, x, y in zip(("out", "lse"), (out_BTHK, lse_BHT), expected):
+            tolerance.assert_close(
+                x[b : b + 1], y, dtype="bfloat16", length=128, name=name
+            )
+
+
+def test_a_score_mod_that_kernels_cannot_differentiate_is_left_to_xla(monkeypatch):
+    monkeypatch.setattr(mosaic_gpu_backward, "ELEMENTWISE", frozenset())
+    case = dataclasses.replace(CASE, score_mod="softcap", T=20, S=30, query_offset=10)
+    inputs, cotangents = cases.make_inputs(case), cases.make_cotangents(case)
+    actual, expected = (
+        _differentiate(inputs, cotangents, case, name)
+        for name in ("mosaic_gpu", "reference")
+    )
+    for name in expected:
+        tolerance.assert_close(
+            actual[name], expected[name], dtype="bfloat16", length=128, name=name
+        )
 
 
 def _refused(match, case=CASE, **options):
