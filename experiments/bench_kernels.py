@@ -201,8 +201,8 @@ def run(flags):
                 yield from time_case(case, length, flags, dense)
 
 
-def describe_run():
-    """What a reader needs to repeat the run."""
+def describe_run(experiment):
+    """What a reader needs to repeat the run of a file of this folder."""
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"],
         cwd=ROOT,
@@ -211,7 +211,7 @@ def describe_run():
         text=True,
     )
     return {
-        "command": " ".join(["python -m experiments.bench_kernels", *sys.argv[1:]]),
+        "command": " ".join([f"python -m experiments.{experiment}", *sys.argv[1:]]),
         "commit": git.stdout.strip() or os.environ.get("BSA_COMMIT", "unknown"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": jax.devices()[0].device_kind,
@@ -252,7 +252,9 @@ def main():
         if not (records and records[-1] is record):  # Else one that has grown.
             records.append(record)
         print(json.dumps(record), flush=True)
-        text = json.dumps(describe_run() | {"records": records}, indent=1)
+        text = json.dumps(
+            describe_run("bench_kernels") | {"records": records}, indent=1
+        )
         flags.output.write_text(text + "\n")
 
 
