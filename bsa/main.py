@@ -52,6 +52,7 @@ _LOAD_CACHE = flags.DEFINE_string(
 _EXPLAIN = flags.DEFINE_string(
     "explain", "", "HTML file of the passages that the answer rests on."
 )
+
 BOUND_TO_CHECKPOINT = {
     "train": ("seed", "model", "index", "data"),
     "evaluate": ("model",),
