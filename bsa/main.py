@@ -52,11 +52,6 @@ _LOAD_CACHE = flags.DEFINE_string(
 _EXPLAIN = flags.DEFINE_string(
     "explain", "", "HTML file of the passages that the answer rests on."
 )
-_DECODE = config_flags.DEFINE_config_dict(
-    "decode",
-    ml_collections.ConfigDict(command.DEFAULTS),
-    "Room and sampling; see bsa/decode/settings.py.",
-)
 
 BOUND_TO_CHECKPOINT = {
     "train": ("seed", "model", "index", "data"),
@@ -158,7 +153,7 @@ def _generate():
     run = settings.from_config(ml_collections.ConfigDict(kept))
     request = command.prepare(
         _PROMPT_FILE.value,
-        _DECODE.value.to_dict(),
+        flags.FLAGS.decode.to_dict(),
         question=_QUESTION.value,
         save_cache=_SAVE_CACHE.value,
         load_cache=_LOAD_CACHE.value,
@@ -215,6 +210,12 @@ def _is_ours_or_urgent(record) -> bool:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what cannot be parsed ends in one line."""
     try:
+        # Not at import: a misspelt knob is found, and raised, where the flag is defined.
+        config_flags.DEFINE_config_dict(
+            "decode",
+            ml_collections.ConfigDict(command.DEFAULTS),
+            "Room and sampling; see bsa/decode/settings.py.",
+        )
         return flags.FLAGS(argv)
     except (
         flags.Error,

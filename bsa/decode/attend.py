@@ -179,12 +179,12 @@ def _view(model, letter, place_BT):
 
 
 def _is_near(model, letter):
-    """What layers that cut inside a block let a token read: a function of places of tokens and of keys, or None."""
+    """The kernel's `mask_mod` of layers that cut inside a block, or None."""
     if model.pattern[letter] == "c":
         chunk = model.chunk_tokens
-        return lambda place, key: key // chunk == place // chunk
+        return lambda b, h, q_id, k_id: k_id // chunk == q_id // chunk
     if model.pattern[letter] == "s":
-        return lambda place, key: place - key < model.window_tokens[letter]
+        return lambda b, h, q_id, k_id: q_id - k_id < model.window_tokens[letter]
     return None
 
 
@@ -245,13 +245,9 @@ def _read_lists(q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, scale, is_near, 
     q = jax.vmap(put)(q, q_BTHK, offset_B)
     q_BGQTHK = q.reshape(B, Q, block, G, H // G, K).transpose(0, 3, 1, 2, 4, 5)
 
-    def may_read(b, h, q_id, k_id):
-        place = begin_B[b] + q_id
-        return (k_id <= place) & (is_near is None or is_near(place, k_id))
-
-    rules = xla_group.Rules(
-        scale, False, None, may_read, jnp.iinfo(jnp.int32).max, q_BTHK.dtype
-    )
+    place_BT = begin_B[:, None] + jnp.arange(Q * block, dtype=jnp.int32)
+    num_keys = jnp.iinfo(jnp.int32).max
+    rules = xla_group.Rules(scale, True, None, is_near, num_keys, q_BTHK.dtype)
     out_BGQTHK, lse_BGQTH = xla_group.attend_group(
         rules,
         xla_group.Queries(q_BGQTHK, None),
@@ -260,7 +256,7 @@ def _read_lists(q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, scale, is_near, 
             lists.block_id_BGQJ,
             lists.token_mask_BGQJ,
             None,
-            jnp.arange(Q * block, dtype=jnp.int32).reshape(Q, block),
+            place_BT.reshape(B, Q, block),
         ),
         xla_group.Context(None, jnp.int32(0), (), ()),
     )

@@ -61,9 +61,8 @@ def prepare(prompt_file: str, options: dict, *, question: str, **paths) -> Reque
     """
     options = dict(options)
     text = _read_text(prompt_file)
-    room = {
-        name: options.pop(name) for name in ("capacity_tokens", "piece_tokens", "store")
-    }
+    names = [field.name for field in dataclasses.fields(settings.CacheSettings)]
+    room = {name: options.pop(name) for name in names}
     options["stop"] = tuple(stop.encode() for stop in options["stop"])
     sampling = settings.SamplingSettings(**options)
     needed = len(text) + len(question.encode()) + sampling.max_tokens

@@ -6,6 +6,7 @@ Called by decoding, with chunks of any length.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,40 @@ def per_row(grown: GrowingIndex) -> GrowingIndex:
 def append_rows(
     grown: GrowingIndex, k_BSGK, count_B, index: settings.IndexSettings
 ) -> GrowingIndex:
-    """Takes the first `count` of S keys, in each row as many as are its own; rows are one document each."""
+    """Takes the first `count` of S keys, in each row as many as are its own; rows are one document each.
+
+    Where the keys are few and close no block in any row, the index itself is left alone.
+    """
+    if k_BSGK.shape[1] >= index.C:
+        return _append_rows(grown, k_BSGK, count_B, index)
+    closes = (grown.num_tokens % index.C + count_B >= index.C).any()
+    return lax.cond(
+        closes,
+        functools.partial(_append_rows, index=index),
+        _wait_rows,
+        grown,
+        k_BSGK,
+        count_B,
+    )
+
+
+def _wait_rows(grown, k_BSGK, count_B):
+    """`append_rows` of keys that close no block."""
+    (B, S), C = k_BSGK.shape[:2], grown.open_BCGK.shape[1]
+    num_tokens = grown.num_tokens + count_B
+    is_full = grown.is_full | (num_tokens > grown.bookmarks.point_BGMRK.shape[2] * C)
+    takes = (jnp.arange(S) < count_B[:, None]) & ~is_full[:, None]
+    place = jnp.where(takes, grown.num_tokens[:, None] % C + jnp.arange(S), C)
+    k_BSGK = k_BSGK.astype(grown.open_BCGK.dtype)
+    open_BCGK = grown.open_BCGK.at[jnp.arange(B)[:, None], place].set(
+        k_BSGK, mode="drop"
+    )
+    num_tokens = jnp.where(is_full, grown.num_tokens, num_tokens)
+    return GrowingIndex(grown.bookmarks, open_BCGK, num_tokens, is_full)
+
+
+def _append_rows(grown, k_BSGK, count_B, index):
+    """`append_rows`, whatever the keys close."""
     arrays = (grown.bookmarks, grown.open_BCGK)
 
     def of_row(arrays, num_tokens, is_full, k_SGK, count):

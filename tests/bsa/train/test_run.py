@@ -160,6 +160,12 @@ def test_killed_run_ends_as_an_uninterrupted_one(corpus, tmp_path):
     again = run(corpus, killed, "--mode=evaluate", **{"evaluation.batches": 1})
     assert again.returncode == 0 and "held-out bits per byte" in again.stderr
 
+    book = tmp_path / "book.txt"
+    book.write_text("A short book, and its end. " * 9)
+    flags = (f"--prompt_file={book}", "--question=Who?", "--decode.max_tokens=4")
+    answered = run(corpus, killed, "--mode=generate", *flags)
+    assert answered.returncode == 0 and "ms a token" in answered.stderr
+
 
 BAD_INPUT = {
     "misspelt knob": ([], {"model.dd": 3}, "dd"),
@@ -176,6 +182,8 @@ BAD_INPUT = {
     "wrong type": ([], {"model.D": "wide"}, "wide"),
     "unknown mode": (["--mode=dance"], {}, "train"),
     "unknown flag": (["--modle=train"], {}, "modle"),
+    "nothing to ask": (["--mode=generate"], {}, "holds no config.json"),
+    "misspelt sampling": (["--decode.top_q=1"], {}, "top_q"),
     "nothing to evaluate": (["--mode=evaluate"], {}, "train first"),
     "too many devices": ([], {"mesh.data": 64}, "64"),
 }
