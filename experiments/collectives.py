@@ -33,8 +33,7 @@ def count(text: str) -> dict[str, tuple[int, int]]:
             if found := re.search(rf"= (.*?) ({kinds})(-start)?\(", line):
                 total[found[2]][0] += times
                 total[found[2]][1] += times * _bytes(found[1], bool(found[3]))
-            repeated = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            again = int(repeated[1]) if repeated else 1
+            again = _trips(line, bodies)
             called = re.findall(
                 r"(?:body|to_apply|calls|_computation)=%?([\w.\-]+)", line
             )
@@ -46,6 +45,17 @@ def count(text: str) -> dict[str, tuple[int, int]]:
 
     visit(entry, 1)
     return {kind: tuple(total[kind]) for kind in sorted(total)}
+
+
+def _trips(line, bodies):
+    """How often a loop runs: what the compiler says, or the only number that its condition compares with; else 1."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
+        return int(known[1])
+    condition = re.search(r" while\(.*condition=%?([\w.\-]+)", line)
+    limits = re.findall(
+        r"= s32\[\]\S* constant\((\d+)\)", bodies[condition[1]] if condition else ""
+    )
+    return int(limits[0]) if len(limits) == 1 else 1
 
 
 def _bytes(shape, is_start):

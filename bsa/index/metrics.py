@@ -31,24 +31,30 @@ def attended_tokens(lists: selection.BlockSelection, start_BT):
     return keys.mean(1, dtype=jnp.float32).reshape(B, T)
 
 
-def bookmark_use(choice_BGTA, view: local.LocalView, num_bookmarks: int):
+def count_choices(choice_BGTA, num_bookmarks: int):
+    """How many of these tokens chose each bookmark: float32[B, G, M]."""
+    shapes.check(choice_BGTA=choice_BGTA)
+    place_BGTA = jnp.where(choice_BGTA < 0, num_bookmarks, choice_BGTA)
+
+    def of_group(place):
+        count_M = jnp.zeros(num_bookmarks, jnp.float32)
+        return count_M.at[place.reshape(-1)].add(1.0, mode="drop")
+
+    return jax.vmap(jax.vmap(of_group))(place_BGTA)
+
+
+def bookmark_use(count_BGM, view: local.LocalView):
     """How evenly the bookmarks that somebody could choose were chosen.
 
+    Args:
+        count_BGM: of `count_choices`, all tokens together.
     Returns:
         entropy: nats, of the share of choices that fell on each bookmark; log of their number if all are alike.
         unread: share of the bookmarks that no token chose. Both are means over rows and heads; 0 where no bookmark was
         open to any token.
     """
-    shapes.check(choice_BGTA=choice_BGTA, low_BT=view.low_BT)
-    B, G, T, _ = choice_BGTA.shape
-    row = jnp.arange(B * G, dtype=jnp.int32).reshape(B, G, 1, 1) * (num_bookmarks + 1)
-    place = row + jnp.where(choice_BGTA < 0, num_bookmarks, choice_BGTA)
-    count = (
-        jnp.zeros(B * G * (num_bookmarks + 1), jnp.float32)
-        .at[place.reshape(-1)]
-        .add(1.0)
-    )
-    count_BGM = count.reshape(B, G, num_bookmarks + 1)[..., :-1]
+    num_bookmarks = shapes.check(count_BGM=count_BGM, low_BT=view.low_BT)["M"]
+    T = view.low_BT.shape[1]
     share = count_BGM / jnp.maximum(count_BGM.sum(-1, keepdims=True), 1)
     entropy = -jnp.where(
         share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0

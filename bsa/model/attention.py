@@ -70,7 +70,7 @@ def attend(
             key_block=model.index.C,
         )
     if kind == "b":
-        (choice_BGTA, scored_BGT), lists, refused_BGQ = select.choose(
+        (count_BGM, scored_BGT), lists, refused_BGQ = select.choose(
             q_BTHK, k_BSGK, view, model.index, placement, scale=scale
         )
     else:
@@ -91,9 +91,7 @@ def attend(
         "attended_tokens": _attended_tokens(layer, lists, view, position_BT, model)
     }
     if kind == "b":
-        entropy, unread = metrics.bookmark_use(
-            choice_BGTA, view, k_BSGK.shape[1] // model.index.C
-        )
+        entropy, unread = metrics.bookmark_use(count_BGM, view)
         figures |= {
             "scored_nodes": scored_BGT.mean(1, dtype=jnp.float32),
             "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * model.index.C,

@@ -10,7 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, chapter, digest, link, local, route, settings, unite
+from bsa.index import (
+    build,
+    chapter,
+    digest,
+    link,
+    local,
+    metrics,
+    route,
+    settings,
+    unite,
+)
 from bsa.parallel import mesh
 from pallas_kernels import selection, shapes
 
@@ -47,7 +57,8 @@ def choose(
     """Builds the index, routes each token, and unites what it chose with what it reads anyway.
 
     Returns:
-        choice_BGTA and scored_BGT of `route.search`; and the lists and refused_BGQ of `unite.unite`.
+        count_BGM, how many tokens chose each bookmark, and scored_BGT of `route.search`; and the lists and refused_BGQ
+        of `unite.unite`.
     Raises:
         ValueError: shards are not whole blocks, heads do not divide, or the exact step is asked for across shards.
     """
@@ -76,13 +87,16 @@ def choose(
             num_blocks=S // index.C + 1,
             before_BGUA=_last_of_the_one_before(choice_BGTA, index, devices),
         )
-        return (choice_BGTA, scored_BGT), lists, refused_BGQ
+        count_BGM = metrics.count_choices(choice_BGTA, S // index.C)
+        if devices > 1:
+            count_BGM = lax.psum(count_BGM, "context")
+        return (count_BGM, scored_BGT), lists, refused_BGQ
 
     _check_blocks(S, index, devices)
     return placement.run_on_shards(
         choose_shard,
         inputs=("BTHK", "BSGK", _axes_of_view(view)),
-        outputs=(("BGTA", "BGT"), _axes_of_lists(index), "BGQ"),
+        outputs=(("BGM", "BGT"), _axes_of_lists(index), "BGQ"),
     )(q_BTHK, k_BSGK, view)
 
 

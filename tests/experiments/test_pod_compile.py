@@ -66,11 +66,18 @@ HLO = """HloModule step
 }
 
 %condition (arg: (f32[8])) -> pred[] {
-  ROOT %less = pred[] compare(%a, %b)
+  %limit = s32[]{:T(128)} constant(6)
+  ROOT %less = pred[] compare(%a, %limit), direction=LT
+}
+
+%rounds (arg: (f32[8])) -> pred[] {
+  ROOT %less = pred[] compare(%a, %b), direction=LT
 }
 
 ENTRY %main (p: f32[8]) -> f32[8] {
-  %loop = (f32[8]) while(%t), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"6"}}
+  %loop = (f32[8]) while(%t), condition=%condition, body=%body
+  %more = (f32[8]) while(%t), condition=%rounds, body=%body
+  %told = (f32[8]) while(%t), condition=%rounds, body=%body, backend_config={"known_trip_count":{"n":"2"}}
   ROOT %gather = (f32[8]{0}, s32[2]) all-gather(%p, %q), dimensions={0}
 }
 """
@@ -79,6 +86,6 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 def test_what_is_sent_is_counted_as_often_as_loops_run():
     assert collectives.count(HLO) == {
         "all-gather": (1, 40),
-        "all-reduce": (6, 6 * 64),
-        "collective-permute": (6, 6 * 64),
+        "all-reduce": (9, 9 * 64),
+        "collective-permute": (9, 9 * 64),
     }

@@ -13,9 +13,11 @@ from tests.bsa.index import cases
 def test_bookmark_use_counts_even_and_dead_bookmarks():
     view = cases.window_view(jnp.arange(32, dtype=jnp.int32)[None], 4, cases.BASE)
     even = jnp.asarray([[[[1 + t % 6] for t in range(32)]]], jnp.int32)
-    entropy, unread = metrics.bookmark_use(even, view, 8)
+    entropy, unread = metrics.bookmark_use(metrics.count_choices(even, 8), view)
     assert unread == 0 and 1.7 < entropy <= np.log(6) + 1e-6
-    entropy, unread = metrics.bookmark_use(jnp.ones_like(even), view, 8)
+    entropy, unread = metrics.bookmark_use(
+        metrics.count_choices(jnp.ones_like(even), 8), view
+    )
     assert entropy == 0 and np.isclose(unread, 5 / 6)
 
 
