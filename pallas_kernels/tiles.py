@@ -119,15 +119,26 @@ class TpuTiles:
 MEMORY_LATENCY_S = 1e-6
 """Time from a copy's start to its data, assumed: no TPU was at hand to measure it."""
 
-INTERPRETED_TPU = TpuTiles(keys=32, rows=64, ring_bytes=2**20, max_slots=3, cores=1)
+INTERPRETED_TPU = TpuTiles(keys=32, rows=32, ring_bytes=2**20, max_slots=3, cores=1)
 """Small, so that short lists fill several tiles and a ring goes round."""
 
 
 def tpu(info):
     """Tiles for a TPU, from what JAX knows of it: a `pltpu.TpuInfo`.
 
-    A key tile fills the matrix unit. Tiles on their way cover twice what the memory
-    delivers in its latency.
+    A key tile is as wide as the matrix unit. Tiles on their way cover twice what the
+    memory delivers in its latency. Never timed; MiB of VMEM that the compiler reports for
+    bfloat16 heads of width 128, smallest and largest of experiments/tpu_roofline.py's
+    shapes (libtpu 0.0.50, 2026-11-22):
+
+    | | keys | ring | forward | dQ | dK, dV |
+    |---|---|---|---|---|---|
+    | v5e | 128 | 1.6 | 1.1-1.8 | 1.2-2.1 | 1.6-1.8 |
+    | v5p | 128 | 2.3 | 1.1-1.8 | 1.2-2.1 | 2.3-2.6 |
+    | v6e | 256 | 3.1 | 2.1-2.9 | 2.2-3.1 | 3.1-3.4 |
+    | TPU7x | 256 | 7.0 | 2.1-2.9 | 2.2-3.0 | 4.1-4.4 |
+
+    Of 16 MiB that a kernel gets unless it asks for more; `max_slots` bounds most rings.
     """
     in_flight = info.mem_bw_bytes_per_second * MEMORY_LATENCY_S
     return TpuTiles(

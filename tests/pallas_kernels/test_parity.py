@@ -17,7 +17,10 @@ INTERPRETED = {
 DIFFERENTIATED = sorted(set(IMPLEMENTATIONS) - {"reference", "mosaic_gpu"})
 INTERPRETED = None
 if jax.default_backend() == "cpu":
-    INTERPRETED = {"xla_backend_optimization_level": 0}
+    INTERPRETED = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
 """Of an interpreted kernel, little runs in what XLA compiles: its compile time is what counts."""
 
 
