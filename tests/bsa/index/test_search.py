@@ -14,7 +14,7 @@ from bsa.index.settings import DIGESTS
 from tests.bsa.index import cases
 
 T, WINDOW_BLOCKS = 64, 2
-quick = settings(max_examples=15)
+quick = settings(max_examples=10)
 
 NARROW = dataclasses.replace(
     cases.BASE,
