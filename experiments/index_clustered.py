@@ -1,6 +1,6 @@
 """What links and chapters find of the flat route's choice on a million clustered keys.
 
-Command: python -m experiments.index_clustered [--tokens=1048576] [--asked=256]
+Command: python -m experiments.index_clustered [--tokens=1048576] [--asked=2048]
 Hardware: any; minutes on two CPU cores
 Output: a table, experiments/results/index_clustered.json and .png
 
@@ -101,7 +101,7 @@ def draw(records, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=1048576)
-    parser.add_argument("--asked", type=int, default=256)
+    parser.add_argument("--asked", type=int, default=2048)
     arguments = parser.parse_args()
     records = []
     for row in measure(arguments.tokens, arguments.asked):
