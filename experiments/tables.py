@@ -63,7 +63,8 @@ def pretrained() -> str:
             )
             cells.append("" if nats is None else f"{nats:.3f}{far}")
         lines.append(f"| {text} | {' | '.join(cells)} |")
-    origin = f"`{result['command']}`, {result['date']}, commit {result['commit']}, {result['device']}"
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in result["records"]))
+    origin = f"`{result['command']}`, {result['date']}, commits {commits}, {result['device']}"
     return "\n".join([*lines, "", origin])
 
 

