@@ -6,6 +6,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
+TESTABLE := $(VENV)/testable
 
 .PHONY: run test lint clean
 
@@ -13,11 +14,11 @@ run: $(INSTALLED)
 	$(PYTHON) -m bsa.main --config=configs/tiny.py --workdir=runs/tiny
 
 # A worker a core, at most eight; on a GPU they share its memory.
-test: $(INSTALLED)
+test: $(TESTABLE)
 	XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m pytest \
 		--numprocesses=auto --maxprocesses=8 --dist=worksteal $(ARGS)
 
-lint: $(INSTALLED)
+lint: $(TESTABLE)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
@@ -25,6 +26,10 @@ clean:
 	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements.txt tests/requirements.txt pyproject.toml .ci/make-venv
-	.ci/make-venv $(VENV)
+$(INSTALLED): requirements.txt pyproject.toml .ci/make-venv
+	.ci/make-venv $(VENV) .
+	touch $@
+
+$(TESTABLE): $(INSTALLED) tests/requirements.txt
+	.ci/make-venv $(VENV) .[test]
 	touch $@

@@ -117,23 +117,6 @@ def test_derivatives_that_the_kernels_lack_are_known():
     )
 
 
-def test_what_no_token_reads_may_hold_anything():
-    """Blocks that aren't listed for anyone may hold NaN."""
-    case = cases.Case("unread", T=32, S=96, J=1, dtype="bfloat16", causal=False)
-    inputs = cases.make_inputs(case)
-    listed_N = np.zeros(6, bool)
-    block_id = np.asarray(inputs.selection.block_id_BGQJ)
-    listed_N[block_id[block_id >= 0]] = True
-    unread_S = ~np.repeat(listed_N, 16)[:, None, None]
-    assert unread_S.any()
-    spoilt = inputs._replace(
-        k_BSGK=jnp.where(unread_S, jnp.nan, inputs.k_BSGK),
-        v_BSGK=jnp.where(unread_S, jnp.nan, inputs.v_BSGK),
-    )
-    for actual, expected in zip(_attend(spoilt, case), _attend(inputs, case)):
-        np.testing.assert_array_equal(actual, expected)
-
-
 def test_lists_in_any_order_agree():
     inputs = cases.make_inputs(dataclasses.replace(CASE, empty=0.0))
     selection = inputs.selection

@@ -5,7 +5,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
@@ -55,24 +54,6 @@ def test_no_races_and_no_reads_of_what_never_came(monkeypatch, case, cores):
     how = {"dtype": case.dtype, "length": case.longest_sum}
     for x, y in zip(actual, _differentiate(case, "reference")):
         tolerance.assert_close(x, y, name="result or gradient", **how)
-
-
-def test_what_no_token_reads_may_hold_anything():
-    """Blocks that aren't listed for anyone may hold NaN."""
-    case = cases.Case("unread", T=32, S=96, J=1, dtype="bfloat16", causal=False)
-    inputs = cases.make_inputs(case)
-    listed_N = np.zeros(6, bool)
-    block_id = np.asarray(inputs.selection.block_id_BGQJ)
-    listed_N[block_id[block_id >= 0]] = True
-    unread_S = ~np.repeat(listed_N, 16)[:, None, None]
-    assert unread_S.any()
-    spoilt = inputs._replace(
-        k_BSGK=jnp.where(unread_S, jnp.nan, inputs.k_BSGK),
-        v_BSGK=jnp.where(unread_S, jnp.nan, inputs.v_BSGK),
-    )
-    attend = jax.jit(lambda inputs: cases.attend(case, inputs, "mosaic_tpu"))
-    for actual, expected in zip(attend(spoilt), attend(inputs)):
-        np.testing.assert_array_equal(actual, expected)
 
 
 def _refused(match, case=CASE, interpret=True, **options):

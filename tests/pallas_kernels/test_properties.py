@@ -62,6 +62,25 @@ def test_future_keys_change_no_bit_of_the_past(implementation):
     assert (before[0][:, cut + 1 :] != after[0][:, cut + 1 :]).any()
 
 
+@pytest.mark.parametrize("implementation", ["mosaic_gpu", "mosaic_tpu"])
+def test_what_no_token_reads_may_hold_anything(implementation):
+    """Blocks that aren't listed for anyone may hold NaN, for kernels that fetch by list."""
+    case = cases.Case("unread", T=32, S=96, J=1, dtype="bfloat16", causal=False)
+    inputs = cases.make_inputs(case)
+    listed_N = np.zeros(6, bool)
+    block_id = np.asarray(inputs.selection.block_id_BGQJ)
+    listed_N[block_id[block_id >= 0]] = True
+    unread_S = ~np.repeat(listed_N, 16)[:, None, None]
+    assert unread_S.any()
+    spoilt = inputs._replace(
+        k_BSGK=jnp.where(unread_S, jnp.nan, inputs.k_BSGK),
+        v_BSGK=jnp.where(unread_S, jnp.nan, inputs.v_BSGK),
+    )
+    attend = jax.jit(lambda inputs: cases.attend(case, inputs, implementation))
+    for actual, expected in zip(attend(spoilt), attend(inputs)):
+        np.testing.assert_array_equal(actual, expected)
+
+
 @every_implementation
 def test_parts_merge_into_the_whole_by_lse(implementation):
     inputs, cut = cases.make_inputs(CASE), 32

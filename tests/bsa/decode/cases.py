@@ -7,54 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bsa.index.settings import IndexSettings
 from bsa.model import decoder
-from bsa.model.settings import ModelSettings
+from tests.bsa.model import cases
 
-INDEX = IndexSettings(
-    C=4,
-    query_block=8,
-    J=12,
-    sink_tokens=4,
-    R=2,
-    lloyd_steps=1,
-    A=4,
-    open_tokens=11,
-    X=0,
-    query_pool="mean",
-    route_tokens=64,
-    digest="clusters",
-    route="flat",
-    chapter_bookmarks=3,
-    chapter_levels=2,
-    chapter_R=2,
-    beam=2,
-    P=0,
-    children=3,
-    similarity="cosine",
-    link_by="means",
-    frontier=6,
-    hops=1,
+INDEX = dataclasses.replace(
+    cases.INDEX, J=12, lloyd_steps=1, A=4, open_tokens=11, chapter_levels=2, frontier=6
 )
-MIXED = ModelSettings(
-    D=16,
-    H=4,
-    G=2,
-    K=8,
-    F=24,
-    V=32,
+MIXED = dataclasses.replace(
+    cases.MODEL,
     L=5,
     pattern="dscwb",
     positions="rrrrn",
     window_tokens=(16, 10, 16, 16, 16),
     chunk_tokens=50,
-    qk_norm=True,
-    rope_theta=10_000.0,
-    norm_eps=1e-6,
-    dtype="float32",
-    remat="none",
-    mlp_tokens=0,
-    implementation="auto",
     index=INDEX,
 )
 

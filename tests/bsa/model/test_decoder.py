@@ -8,56 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bsa.index.settings import IndexSettings
 from bsa.model import attention, decoder, rope
-from bsa.model.settings import ModelSettings
+from tests.bsa.model.cases import INDEX, MODEL
 
-INDEX = IndexSettings(
-    C=4,
-    query_block=8,
-    J=16,
-    sink_tokens=4,
-    R=2,
-    lloyd_steps=2,
-    A=2,
-    open_tokens=8,
-    X=0,
-    query_pool="mean",
-    route_tokens=64,
-    digest="clusters",
-    route="flat",
-    chapter_bookmarks=3,
-    chapter_levels=1,
-    chapter_R=2,
-    beam=2,
-    P=0,
-    children=3,
-    similarity="cosine",
-    link_by="means",
-    frontier=8,
-    hops=1,
-)
-MODEL = ModelSettings(
-    D=16,
-    H=4,
-    G=2,
-    K=8,
-    F=24,
-    V=32,
-    L=4,
-    pattern="wb",
-    positions="rn",
-    window_tokens=(16, 8),
-    chunk_tokens=20,
-    qk_norm=True,
-    rope_theta=10_000.0,
-    norm_eps=1e-6,
-    dtype="float32",
-    remat="none",
-    mlp_tokens=0,
-    implementation="auto",
-    index=INDEX,
-)
 T = 64
 
 
