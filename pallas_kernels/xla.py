@@ -2,8 +2,8 @@
 
 A scan walks over groups of query blocks and gathers the key blocks of each. The backward
 pass walks the same way, differentiates the same `xla_group.attend_group`, and scatters its
-key and value gradients into float32 totals. Called by `dispatch`; kernels are faster on the
-device they are made for.
+key and value gradients into float32 totals. Called by `dispatch`, which takes it where
+`implementation="auto"`.
 
 Outside the scan's steps, `xla_group.Queries` and `xla_group.Lists` hold all groups, stacked
 on a leading axis, and `_Keys` and `_Context` hold what every step gathers from.
