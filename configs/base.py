@@ -90,6 +90,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train = train = ml_collections.ConfigDict()
     train.steps = 1000
+    train.start_steps = 0  # first steps, in which layers read by start_pattern: selection is learned once heads look back
+    train.start_pattern = ""  # kinds of layers in those steps, with the same parameters: "wwwd" reads everything, "wwww" windows
+    train.start_window_tokens = ()  # as model.window_tokens, in those steps; (): the same
     train.learning_rate = 2e-3  # peak
     train.warmup_steps = 50
     train.final_learning_rate_share = 0.1  # the cosine ends at this share of the peak

@@ -54,11 +54,11 @@ class Cell:
 
 def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):
     """The parameters after the last step."""
-    train_step, state = step.make_train_step(run, mesh), step.initial_state(run, mesh)
+    step_of, state = step.make_train_steps(run, mesh), step.initial_state(run, mesh)
     with contextlib.closing(iter(training_batches(cell, run))) as batches:
         for number in range(1, run.train.steps + 1):
             batch = meshes.global_batch(mesh, next(batches))
-            state, figures = train_step(state, batch)
+            state, figures = step_of(number)(state, batch)
             if number % 100 == 0 or number == run.train.steps:
                 loss = float(figures["loss"])
                 if not math.isfinite(loss):

@@ -115,6 +115,15 @@ def apply(
     )
 
 
+def renamed(params, pattern: str):
+    """The same parameters under the names that a pattern of as many letters gives them; all kinds of layers have the same."""
+    groups = {}
+    for name, layer in params["groups"].items():
+        place = name.split("_")[1]
+        groups[f"layer_{place}_{pattern[int(place)]}"] = layer
+    return params | {"groups": groups}
+
+
 def apply_layers(params, token_BT, position_BT, model: settings.ModelSettings, attends):
     """`apply` to tokens of one document a row, with each layer's attention given; layers are not scanned. Pure.
 

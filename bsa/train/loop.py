@@ -39,7 +39,7 @@ def train(
     first_step, state = restored or (0, step.initial_state(run, mesh))
     _log_start(run, mesh, state, first_step)
     evaluator = evaluate.Evaluator(run, corpus, mesh)
-    train_step = step.make_train_step(run, mesh)
+    step_of = step.make_train_steps(run, mesh)
 
     with (
         contextlib.closing(batches),
@@ -54,7 +54,7 @@ def train(
             _profile(run, workdir, number - first_step)
             batch = meshes.global_batch(mesh, next(batches))
             clock.tokens += batch["token_BT"].size
-            state, figures = train_step(state, batch)
+            state, figures = step_of(number)(state, batch)
             progress.update()
             last = number == run.train.steps
             if number % run.train.log_every_steps == 0 or last:

@@ -21,6 +21,9 @@ class TrainSettings:
     """
 
     steps: int
+    start_steps: int
+    start_pattern: str
+    start_window_tokens: tuple[int, ...]
     learning_rate: float
     warmup_steps: int
     final_learning_rate_share: float
@@ -52,6 +55,10 @@ class TrainSettings:
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(
                 f"train: warmup_steps={self.warmup_steps} must be fewer than steps={self.steps}"
+            )
+        if self.start_steps < 0 or (self.start_steps > 0) != bool(self.start_pattern):
+            raise ValueError(
+                f"train: start_steps={self.start_steps} and start_pattern={self.start_pattern!r}; set both, or neither"
             )
 
 
@@ -116,12 +123,27 @@ class RunSettings:
                             f"T={length} is no multiple of index.{name}={getattr(index, name)}; "
                             f"T={-(-length // getattr(index, name)) * getattr(index, name)} would work"
                         )
+        if len(self.train.start_pattern or self.model.pattern) != len(
+            self.model.pattern
+        ):
+            raise ValueError(
+                f"train.start_pattern={self.train.start_pattern!r} needs as many letters as model.pattern={self.model.pattern!r}"
+            )
         for _, stage in data_settings.stages(self.data):
             if not stage.B % self.train.accumulation_steps:
                 continue
             raise ValueError(
                 f"B={stage.B} rows do not split into accumulation_steps={self.train.accumulation_steps} micro-batches"
             )
+
+    @property
+    def start_model(self) -> model_settings.ModelSettings:
+        """The model as it reads in the first `train.start_steps`."""
+        return dataclasses.replace(
+            self.model,
+            pattern=self.train.start_pattern or self.model.pattern,
+            window_tokens=self.train.start_window_tokens or self.model.window_tokens,
+        )
 
 
 def from_config(config: ml_collections.ConfigDict) -> RunSettings:

@@ -1,5 +1,6 @@
 """The compiled steps: one of training, one of evaluation. The only place in training that calls `jax.jit`."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bsa.model import decoder
+from bsa.model import settings as model_settings
 from bsa.parallel import mesh as meshes
 from bsa.tasks import settings as data_settings
 from bsa.train import loss, optimizer, settings
@@ -55,16 +57,37 @@ def check(run: settings.RunSettings, mesh: jax.sharding.Mesh) -> None:
     params = abstract_state(run, mesh).params
     for shape in stages:
         rows = dict.fromkeys(names, jax.ShapeDtypeStruct(shape, jnp.int32))
-        jax.eval_shape(functools.partial(_forward, run=run, mesh=mesh), params, rows)
+        for model in {run.model, run.start_model}:
+            reading = dataclasses.replace(run, model=model)
+            forward = functools.partial(_forward, run=reading, mesh=mesh)
+            jax.eval_shape(forward, params, rows)
 
 
-def make_train_step(run: settings.RunSettings, mesh: jax.sharding.Mesh):
+def make_train_steps(run: settings.RunSettings, mesh: jax.sharding.Mesh):
+    """Returns number -> the step with that number, from 1: those up to `train.start_steps` read by the start's pattern."""
+    ordinary = make_train_step(run, mesh)
+    if not run.train.start_steps:
+        return lambda number: ordinary
+    first = make_train_step(run, mesh, model=run.start_model)
+    return lambda number: first if number <= run.train.start_steps else ordinary
+
+
+def make_train_step(
+    run: settings.RunSettings,
+    mesh: jax.sharding.Mesh,
+    *,
+    model: model_settings.ModelSettings | None = None,
+):
     """Compiles (state, batch) -> (state, figures); the state's memory is reused.
 
     The loss is the mean over the whole batch's weights, so that micro-batches give the same gradient as one batch.
     Figures are float32 scalars: `loss` (nats a token), `bits_per_byte`, `gradient_norm`, `learning_rate`, and those of
     the attention layers.
+
+    Args:
+        model: how layers read, where that differs from `run.model`; parameters keep the names of `run.model`.
     """
+    reading = dataclasses.replace(run, model=model or run.model)
     transform = optimizer.make_optimizer(run.train)
     schedule = optimizer.learning_rate(run.train)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, mesh))
@@ -73,7 +96,7 @@ def make_train_step(run: settings.RunSettings, mesh: jax.sharding.Mesh):
         total = jnp.maximum(batch["weight_BT"].sum(), 1)
 
         def share_of_loss(params, part):
-            nll_BT, _, figures = _forward(params, part, run, mesh)
+            nll_BT, _, figures = _forward(params, part, reading, mesh)
             return (nll_BT * part["weight_BT"]).sum() / total, figures
 
         loss_value, figures, gradient = _accumulate(
@@ -167,7 +190,7 @@ def _fresh_state(run):
 
 def _decode(params, batch, run, mesh):
     return decoder.apply(
-        params,
+        decoder.renamed(params, run.model.pattern),
         batch["token_BT"],
         batch["segment_id_BT"],
         batch["position_BT"],

@@ -1,6 +1,7 @@
 """One step of training: losses in pieces, micro-batches, devices."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -161,3 +162,26 @@ def test_parts_that_do_not_fit_say_why(change, message):
     run = tiny_run(accumulation_steps=2)
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(run, data=dataclasses.replace(run.data, **change))
+
+
+def test_first_steps_read_by_another_pattern():
+    """They are the very program of a run that always reads by it."""
+    run = tiny_run(start_steps=3, start_pattern="ws", start_window_tokens=(32, 64))
+    mesh, batch = meshes.make_mesh(run.mesh), random_batch(run)
+    step_of = step.make_train_steps(run, mesh)
+    assert step_of(1) is step_of(3) and step_of(4) is step_of(20)
+    alone = dataclasses.replace(tiny_run(), model=run.start_model)
+    ours, theirs = (
+        str(jax.make_jaxpr(train_step)(step.abstract_state(one, mesh), batch))
+        for one, train_step in (
+            (run, step_of(1)),
+            (alone, step.make_train_step(alone, mesh)),
+        )
+    )
+    places_in_memory = "0x[0-9a-f]+"
+    assert re.sub(places_in_memory, "", ours) == re.sub(places_in_memory, "", theirs)
+
+    with pytest.raises(ValueError, match="needs as many letters"):
+        tiny_run(start_steps=1, start_pattern="w")
+    with pytest.raises(ValueError, match="set both, or neither"):
+        tiny_run(start_steps=1)
