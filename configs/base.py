@@ -46,6 +46,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.index = index = ml_collections.ConfigDict()
     index.C = 16  # tokens per key block: small blocks cost copies, not matrix work, and select better
+    index.span_blocks = 1  # longest span of a bookmark, in blocks: it goes on while they are alike; 1: each block is one. A window holds as many
+    index.span_min_blocks = 1  # shortest one, but for what a document cuts off; equal to span_blocks: all alike
+    index.span_similarity = 0.8  # a span ends before the block that is less like its mean than this; see similarity
     index.query_block = 16  # tokens whose choices share one list (at most 32, the bits of a token mask)
     index.J = 64  # longest list of a query block, in blocks; what does not fit is refused in order of time, and counted
     index.sink_tokens = 16  # first tokens of the document, always read; whole blocks

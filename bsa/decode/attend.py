@@ -145,7 +145,7 @@ def _choose(q_BTHK, k_BSGK, memory, count_B, place_BT, view, model, scale):
         q_BTHK,
         memory.k,
         index.bookmarks,
-        view(place_BT).open_blocks,
+        route.open_blocks(view(place_BT), model.index),
         model.index,
         scale=scale,
         read=blocks.read,

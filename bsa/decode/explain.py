@@ -135,6 +135,9 @@ def _tally(readings, first_reader, model, letter):
 
 def _chain(bookmarks: build.BookmarkIndex, group, block_id, text, index):
     """What led to a block: chapters from the coarsest down, its own bookmark, and its first parents."""
+    if bookmarks.spans is not None:
+        length_M = np.asarray(bookmarks.spans.length_BGM[group, : block_id + 1])
+        block_id = int(np.flatnonzero(length_M)[-1])
     for level in range(len(bookmarks.chapters), 0, -1):
         size = index.chapter_bookmarks**level * index.C
         first = block_id * index.C // size * size

@@ -5,21 +5,23 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bsa.index import chapter, digest, link, settings
+from bsa.index import chapter, digest, link, settings, span
 from pallas_kernels import shapes
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BookmarkIndex:
-    """The bookmarks of a sequence; one per block of C tokens, per key/value head.
+    """The bookmarks of a sequence; a place for one at each block of C tokens, per key/value head.
 
     Attributes:
-        point_BGMRK: float32, the span's digest; with `clusters` the means of R clusters of its keys.
+        point_BGMRK: float32, digest of the block, or of the span that begins there; with `clusters` the means of R
+            clusters of its keys.
         log_count_BGMR: float32, natural log of the tokens that a point stands for; -inf for an empty cluster.
         quote_id_BGMR: int32, the token nearest to each point, what a person is shown; -1 where there is none.
         chapters: one `Chapters` per level, the finest first; empty for a flat route.
         links: None if none are sought (P = 0).
+        spans: None if each bookmark is one of a single block.
     """
 
     point_BGMRK: jax.Array
@@ -27,6 +29,7 @@ class BookmarkIndex:
     quote_id_BGMR: jax.Array
     chapters: tuple[chapter.Chapters, ...]
     links: link.Links | None
+    spans: span.Spans | None
 
     @property
     def nodes(self):
@@ -40,12 +43,12 @@ class BookmarkIndex:
 def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> BookmarkIndex:
     """Leaves a bookmark at every block of keys, joins them into chapters and links them.
 
-    A bookmark holds its own block only, so it may be read once the block is closed; `route` sees to that, and to
-    chapters being complete. Gradients stop here.
+    A bookmark holds its own blocks only, so it may be read once these are closed; `route` sees to that, and to
+    chapters being complete. What stands at the last `span_blocks` - 1 blocks is no bookmark yet. Gradients stop here.
 
     Args:
         start_BS: int32, place in the row where each token's document begins, which links do not leave; None: one
-            document a row.
+            document a row. Spans do not either.
     Raises:
         ValueError: S is no multiple of C, or 0.
     """
@@ -59,27 +62,33 @@ def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> Bookmar
         )
     num = S // index.C
     k_BGNCK = k_BSGK.reshape(B, num, index.C, G, K).transpose(0, 3, 1, 2, 4)
-    point_BGMRK, log_count_BGMR, quote_BGMR = digest.summarise(k_BGNCK, index)
     place_M = jnp.arange(num, dtype=jnp.int32)
-    bookmarks = BookmarkIndex(
-        point_BGMRK,
-        log_count_BGMR,
-        quote_token(quote_BGMR, place_M, index.C),
-        chapter.group(point_BGMRK, log_count_BGMR, index),
-        None,
-    )
-    if not index.P:
-        return bookmarks
     if start_BS is None:
         start_BS = jnp.zeros((B, S), jnp.int32)
+    start_BM = start_BS[:, index.C - 1 :: index.C]
+    parts, spans = mark(k_BGNCK, place_M, index), None
+    if index.span_blocks > 1:
+        no_rest = jnp.zeros((B, G), jnp.int32)
+        parts, length_BGM = span.settle(parts, place_M, start_BM, no_rest, num, index)
+        spans = span.Spans(length_BGM, start_BM)
+    chapters = chapter.group(*parts[:2], index)
+    bookmarks = BookmarkIndex(*parts, chapters, None, spans)
+    if not index.P:
+        return bookmarks
     links = link.extend(
         link.empty(B, G, num, index),
         bookmarks.nodes,
-        place_M,
-        first_bookmark(start_BS[:, index.C - 1 :: index.C], index.C),
+        jnp.where(place_M < span.num_known(num, index), place_M, num),
+        first_bookmark(start_BM, index.C),
         index,
     )
     return dataclasses.replace(bookmarks, links=links)
+
+
+def mark(k_BGNCK, place_M, index: settings.IndexSettings):
+    """point_BGMRK, log_count_BGMR and quote_id_BGMR of single blocks, which stand at these places of the row."""
+    point, log_count, quote = digest.summarise(k_BGNCK, index)
+    return point, log_count, quote_token(quote, place_M, index.C)
 
 
 def quote_token(quote_BGMR, place_M, key_block: int):

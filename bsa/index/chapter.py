@@ -64,5 +64,6 @@ def join(point_BGMRK, log_count_BGMR, index: settings.IndexSettings):
     return digest.aggregate(
         point_BGMRK.reshape(B, G, num, -1, K),
         log_count_BGMR.reshape(B, G, num, -1),
+        index.chapter_R,
         index,
     )

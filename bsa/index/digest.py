@@ -1,4 +1,4 @@
-"""What a bookmark keeps of its span, and how a query judges it by that. Called by `build`, `chapter`, `link`, `route`.
+"""What a bookmark keeps of its span, and how a query judges it by that. Called by `build`, `chapter`, `span`, `link`, `route`.
 
 Five digests, each R vectors with counts. `clusters`, `submeans` and `distinctive` are mixtures of points: the score is
 the attention mass the span would get if each key were its point. `minmax` is the channels' greatest and least value,
@@ -39,41 +39,48 @@ def summarise(k_BGNCK, index: settings.IndexSettings):
             ends = [k_BGNCK.mean(3), k_BGNCK.var(3)]
         point = jnp.stack(ends, axis=3)
         log_count = jnp.full(point.shape[:4], np.log(k_BGNCK.shape[3]), jnp.float32)
-    is_place = log_count > -jnp.inf
-    if index.digest == "meanvar":
-        is_place &= jnp.arange(2) == 0
-    return (
-        point,
-        log_count,
-        jnp.where(is_place, cluster.nearest(k_BGNCK, point), -1),
-    )
+    quote = cluster.nearest(k_BGNCK, point)
+    return point, log_count, jnp.where(is_place(index.digest, log_count), quote, -1)
 
 
-def aggregate(point_BGNCK, log_count_BGNC, index: settings.IndexSettings):
+def is_place(digest: str, log_count):
+    """Whether a vector of a digest is a place in key space that stands for tokens, as a variance is not."""
+    stands = log_count > -jnp.inf
+    return stands & (jnp.arange(2) == 0) if digest == "meanvar" else stands
+
+
+def aggregate(
+    point_BGNCK, log_count_BGNC, num_points: int, index: settings.IndexSettings
+):
     """Digests groups of digests in the same way; a member's R points stand one after another along C.
 
     Mixtures become clusters of the members' points, weighted by count. Bounds and moments are exact: those of all the
-    group's keys.
+    group's keys. Members of no token count for nothing; a group of none but these is one.
 
     Returns:
-        point_BGNRK and log_count_BGNR as `summarise` has them, R = `chapter_R`.
+        point_BGNRK and log_count_BGNR as `summarise` has them, R = `num_points`.
     """
     shapes.check(point_BGNCK=point_BGNCK, log_count_BGNC=log_count_BGNC)
     if index.digest not in ("minmax", "meanvar"):
         return cluster.cluster(
-            point_BGNCK, index.chapter_R, index.lloyd_steps, jnp.exp(log_count_BGNC)
+            point_BGNCK, num_points, index.lloyd_steps, jnp.exp(log_count_BGNC)
         )
     first, second = point_BGNCK[:, :, :, ::2], point_BGNCK[:, :, :, 1::2]
     log_count = log_count_BGNC[:, :, :, ::2]
     total_BGN1 = jax.nn.logsumexp(log_count, axis=-1, keepdims=True)
+    is_there = log_count[..., None] > -jnp.inf
     if index.digest == "minmax":
-        ends = [first.max(3), second.min(3)]
+        ends = [
+            first.max(3, initial=-jnp.inf, where=is_there),
+            second.min(3, initial=jnp.inf, where=is_there),
+        ]
     else:
         share = jnp.exp(log_count - total_BGN1)[..., None]
         mean = (share * first).sum(3)
         spread = second + jnp.square(first - mean[:, :, :, None])
         ends = [mean, (share * spread).sum(3)]
-    return jnp.stack(ends, axis=3), jnp.tile(total_BGN1, 2)
+    is_empty = total_BGN1[..., None] == -jnp.inf
+    return jnp.where(is_empty, 0, jnp.stack(ends, axis=3)), jnp.tile(total_BGN1, 2)
 
 
 def score(digest: str, q_HK, point_MRK, log_count_MR):
@@ -94,18 +101,45 @@ def score(digest: str, q_HK, point_MRK, log_count_MR):
     return jnp.einsum("hrk,mrk->hm", feature_HRK, point_MRK) + log_count_MR[:, 0]
 
 
-def places(digest: str, point_MRK, log_count_MR):
-    """Where in key space a digest lies: the points of a mixture, else one centre.
+def log_tokens(digest: str, log_count):
+    """Natural log of the tokens that digests stand for, of counts [..., R]; -inf for none."""
+    if digest in ("minmax", "meanvar"):
+        return log_count[..., 0]
+    return jax.nn.logsumexp(log_count, axis=-1)
 
+
+def places(digest: str, point, log_count):
+    """Where in key space digests lie: the points of a mixture, else one centre.
+
+    Args:
+        point, log_count: [..., R, K] and [..., R].
     Returns:
-        place_MRK, and count_MR: tokens at each, 0 for a point that stands for none.
+        The places, and the tokens at each, 0 for a point that stands for none.
     """
-    shapes.check(point_MRK=point_MRK, log_count_MR=log_count_MR)
     if digest == "minmax":
-        return point_MRK.mean(1, keepdims=True), jnp.exp(log_count_MR[:, :1])
+        return point.mean(-2, keepdims=True), jnp.exp(log_count[..., :1])
     if digest == "meanvar":
-        return point_MRK[:, :1], jnp.exp(log_count_MR[:, :1])
-    return point_MRK, jnp.exp(log_count_MR)
+        return point[..., :1, :], jnp.exp(log_count[..., :1])
+    return point, jnp.exp(log_count)
+
+
+def centre(digest: str, point, log_count):
+    """Mean of a digest's places, [..., K]; NaN for one that stands for no token."""
+    place, count = places(digest, point, log_count)
+    return (place * count[..., None]).sum(-2) / count.sum(-1, keepdims=True)
+
+
+def direction(place, similarity: str):
+    """Vectors along the last axis whose inner products are their similarity, one of `settings.SIMILARITIES`.
+
+    They are as they are for "dot"; of length 1 for "cosine"; for "pearson" after their mean was taken off.
+    """
+    if similarity == "pearson":
+        place -= place.mean(-1, keepdims=True)
+    if similarity == "dot":
+        return place
+    length = jnp.sqrt(jnp.square(place).sum(-1, keepdims=True))
+    return place / jnp.maximum(length, 1e-20)
 
 
 def _submeans(k_BGNCK, num_points):

@@ -1,7 +1,8 @@
 """Keys to an index that grows as they come: the same bookmarks, chapters and links as `build` makes of all of them.
 
-Arrays have a fixed capacity. A chunk closes the blocks that it completes; their digests complete chapters, and then the
-new bookmarks look for parents. Nothing that a closed bookmark holds is changed later, but for its list of children.
+Arrays have a fixed capacity. A chunk closes the blocks that it completes; these make spans known, whose digests complete
+chapters, and then the new bookmarks look for parents. Nothing that a bookmark holds is changed later, but for its list of
+children.
 Called by decoding, with chunks of any length.
 """
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, chapter, digest, link, settings
+from bsa.index import build, chapter, link, settings, span
 from pallas_kernels import shapes
 
 
@@ -22,7 +23,7 @@ class GrowingIndex:
     """An index with room for more.
 
     Attributes:
-        bookmarks: arrays of the full capacity; entries past the closed bookmarks and complete chapters mean nothing,
+        bookmarks: arrays of the full capacity; entries past the known bookmarks and complete chapters mean nothing,
             and no search looks at them.
         open_BCGK: keys of the block that is not yet closed.
         num_tokens: int32, tokens so far, the same in all rows; or one number a row, see `per_row`.
@@ -172,7 +173,7 @@ def append(
         keys[:, : num * C].reshape(B, num, C, G, K).transpose(0, 3, 1, 2, 4),
         place_M,
         (first, closed),
-        build.first_bookmark(start_BS[:, last_M], C),
+        start_BS[:, last_M],
         index,
     )
     still_open = lax.dynamic_slice_in_dim(keys, (closed - first) * C, C, axis=1)
@@ -184,13 +185,21 @@ def append(
     )
 
 
-def _extend(bookmarks, k_BGNCK, place_M, closed, low_BM, index):
+def _extend(bookmarks, k_BGNCK, place_M, closed, start_BM, index):
     """The index with new bookmarks at their places; those at a place past the capacity are left out."""
-    point, log_count, quote = digest.summarise(k_BGNCK, index)
-    quote = build.quote_token(quote, place_M, index.C)
+    parts = build.mark(k_BGNCK, place_M, index)
+    is_taken = place_M[0] < bookmarks.point_BGMRK.shape[2]
+    written_M = place_M
+    if bookmarks.spans is not None:
+        parts, spans, written_M, place_M, closed = _settle(
+            bookmarks, parts, place_M, start_BM, closed, index
+        )
+        bookmarks = dataclasses.replace(bookmarks, spans=spans)
+        start_BM = spans.start_BM.at[:, place_M].get(mode="clip")
+    point, log_count, quote = parts
 
     def put(array, value):
-        return array.at[:, :, place_M].set(value, mode="drop")
+        return array.at[:, :, written_M].set(value, mode="drop")
 
     # Without the barrier XLA writes once for the result and once more for chapters and links to read, and copies the
     # whole index to do so: a token would cost time linear in the capacity.
@@ -203,22 +212,59 @@ def _extend(bookmarks, k_BGNCK, place_M, closed, low_BM, index):
         log_count_BGMR=log_count,
         quote_id_BGMR=put(bookmarks.quote_id_BGMR, quote),
     )
-    is_taken = place_M[0] < bookmarks.point_BGMRK.shape[2]
     bookmarks = dataclasses.replace(
         bookmarks,
         chapters=_complete(bookmarks, closed, place_M.shape[0], is_taken, index),
     )
     if not index.P:
         return bookmarks
+    low_BM = build.first_bookmark(start_BM, index.C)
     links = link.extend(bookmarks.links, bookmarks.nodes, place_M, low_BM, index)
     return dataclasses.replace(bookmarks, links=links)
+
+
+def _settle(bookmarks, parts, place_M, start_BM, closed, index):
+    """The spans that new blocks make known, together with those before them that were not.
+
+    Args:
+        parts, start_BM: of the new blocks.
+        closed: blocks closed before and after.
+    Returns:
+        parts, the index's `Spans`, and the places of all parts that are new or changed; then the places of spans that
+        came to be known, and how many blocks were known before and after. Places past the capacity stand for none.
+    """
+    spans, capacity = bookmarks.spans, bookmarks.point_BGMRK.shape[2]
+    first, end = (span.num_known(num, index) for num in closed)
+    place_N = first + jnp.arange(place_M.shape[0] + index.span_blocks - 1)
+    new_M = jnp.where(place_M < capacity, place_M - first, place_N.shape[0])
+
+    def behind(array, new, axis):
+        """New entries behind those that were not known."""
+        at = (slice(None),) * axis
+        old = array.at[*at, place_N].get(mode="clip")
+        return old.at[*at, new_M].set(new, mode="drop")
+
+    old = bookmarks.point_BGMRK, bookmarks.log_count_BGMR, bookmarks.quote_id_BGMR
+    parts = tuple(behind(array, new, 2) for array, new in zip(old, parts))
+    start_BN = behind(spans.start_BM, start_BM, 1)
+    rest_BG = span.rest(spans.length_BGM, first, index)
+    parts, length_BGN = span.settle(parts, place_N, start_BN, rest_BG, closed[1], index)
+    is_new = place_M[0] < capacity
+    written_N = jnp.where((place_N < closed[1]) & is_new, place_N, capacity)
+    spans = span.Spans(
+        spans.length_BGM.at[:, :, written_N].set(length_BGN, mode="drop"),
+        spans.start_BM.at[:, written_N].set(start_BN, mode="drop"),
+    )
+    known_M = place_N[: place_M.shape[0]]
+    known_M = jnp.where((known_M < end) & is_new, known_M, capacity)
+    return parts, spans, written_N, known_M, (first, end)
 
 
 def _complete(bookmarks, closed, num, is_taken, index):
     """All levels of chapters, with those that the new bookmarks complete.
 
     Args:
-        closed: bookmarks closed before and after.
+        closed: bookmarks known before and after.
         num: most bookmarks that are new.
     """
     first, end = closed

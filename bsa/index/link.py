@@ -100,31 +100,20 @@ def similarity(voice_MRK, other_MRK, kind: str):
 
     Args:
         voice_MRK, other_MRK: float32, points; each has its own M and R. Those with NaN everywhere are not there.
-        kind: "dot"; "cosine", of the vectors as they are; "pearson", after the mean over K is taken off each.
+        kind: see `digest.direction`.
     """
     shapes.check(voice_MRK=voice_MRK)
-    pair = jnp.einsum(
-        "mrk,nsk->mnrs", _direction(voice_MRK, kind), _direction(other_MRK, kind)
-    )
+    voice_MRK, other_MRK = (digest.direction(x, kind) for x in (voice_MRK, other_MRK))
+    pair = jnp.einsum("mrk,nsk->mnrs", voice_MRK, other_MRK)
     return jnp.where(jnp.isnan(pair), -jnp.inf, pair).max((2, 3))
-
-
-def _direction(voice_MRK, kind):
-    if kind == "pearson":
-        voice_MRK -= voice_MRK.mean(-1, keepdims=True)
-    if kind == "dot":
-        return voice_MRK
-    length = jnp.sqrt(jnp.square(voice_MRK).sum(-1, keepdims=True))
-    return voice_MRK / jnp.maximum(length, 1e-20)
 
 
 def _voices(point_MRK, log_count_MR, index, merge):
     """Places of a digest, or with `merge` their mean; NaN for one that stands for no token."""
+    if merge:
+        return digest.centre(index.digest, point_MRK, log_count_MR)[:, None]
     place, count = digest.places(index.digest, point_MRK, log_count_MR)
-    if not merge:
-        return jnp.where(count[..., None] > 0, place, jnp.nan)
-    total_M11 = count.sum(1, keepdims=True)[..., None]
-    return (place * count[..., None]).sum(1, keepdims=True) / total_M11
+    return jnp.where(count[..., None] > 0, place, jnp.nan)
 
 
 def _parents(nodes, id_M, low_M, index):

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from bsa.index import reference_digest, reference_search, settings
+from bsa.index import reference_digest, reference_search, reference_span, settings
 
 
 def local_blocks(
@@ -34,17 +34,22 @@ def build(k_SK, start_S, index: settings.IndexSettings):
         start_S: where each token's document begins.
     """
     ends = range(index.C, len(k_SK) + 1, index.C)
-    summaries = [
-        reference_digest.summarise(k_SK[end - index.C : end], index) for end in ends
-    ]
-    levels = reference_search.group([summary[:2] for summary in summaries], index)
-    quotes = [
-        [q if q < 0 else m * index.C + q for q in summary[2]]
-        for m, summary in enumerate(summaries)
-    ]
-    low_M = [-(-int(start_S[end - 1]) // index.C) for end in ends]
-    links = reference_search.link(levels, low_M, index) if index.P else None
-    return {"levels": levels, "quotes": quotes, "links": links}
+    bookmarks = []
+    for end in ends:
+        begin = end - index.C
+        point_RK, count_R, quotes = reference_digest.summarise(k_SK[begin:end], index)
+        quotes = [q if q < 0 else begin + q for q in quotes]
+        bookmarks.append((point_RK, count_R, quotes))
+    start_M = [int(start_S[end - 1]) for end in ends]
+    lengths = [1] * len(bookmarks)
+    if index.span_blocks > 1:
+        bookmarks, lengths = reference_span.join(bookmarks, start_M, index)
+    levels = reference_search.group([bookmark[:2] for bookmark in bookmarks], index)
+    low_M = [-(-start // index.C) for start in start_M]
+    known = len(bookmarks) - index.span_blocks + 1
+    links = reference_search.link(levels, low_M, known, index) if index.P else None
+    quotes = [bookmark[2] for bookmark in bookmarks]
+    return {"levels": levels, "quotes": quotes, "lengths": lengths, "links": links}
 
 
 def choose(
@@ -71,7 +76,13 @@ def choose(
 
     def by_digest(level, node):
         digest = bookmarks["levels"][level][node]
-        return [reference_digest.score(index.digest, q_K, *digest) for q_K in q_HK]
+        tokens = reference_digest.tokens(index.digest, digest[1])
+        if index.span_blocks == 1:
+            tokens = 1
+        elif not tokens:
+            return [-np.inf for _ in q_HK]
+        scores = (reference_digest.score(index.digest, q_K, *digest) for q_K in q_HK)
+        return [score - np.log(tokens) for score in scores]
 
     def by_keys(_, block):
         return np.log(
@@ -79,9 +90,11 @@ def choose(
         )
 
     def best(score, level, nodes, num):
+        scores = {n: score(level, n) for n in nodes}
+        nodes = [n for n in nodes if np.isfinite(scores[n]).all()]
         if not nodes:
             return []
-        score_NH = np.stack([score(level, n) for n in nodes])
+        score_NH = np.stack([scores[n] for n in nodes])
         if index.query_pool == "heads":
             score_NH = np.exp(score_NH) / np.exp(score_NH).sum(0)
         order = np.argsort(-score_NH.sum(1), kind="stable")[:num]
@@ -89,6 +102,7 @@ def choose(
 
     by_points = functools.partial(best, by_digest)
     candidates = open_blocks(token, start, window_tokens, index)
+    window_low = candidates[-1] + 1 if candidates else 0
     num = index.X or index.A
     if index.route == "flat" or not candidates:
         found, scored = by_points(0, candidates, num), len(candidates)
@@ -103,6 +117,7 @@ def choose(
                 by_points, bookmarks["links"], found, low, high, index
             )
             found, scored = found[:num], scored + more
+    found = reference_span.expand(found, bookmarks["lengths"], window_low, num)
     return (best(by_keys, 0, found, index.A) if index.X else found), scored
 
 

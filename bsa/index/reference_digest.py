@@ -62,8 +62,12 @@ def summarise(k_CK, index: settings.IndexSettings):
     return point_RK, count_R, quotes
 
 
-def aggregate(digests, index: settings.IndexSettings):
-    """A chapter's digest from those of its members; see `digest.aggregate`."""
+def aggregate(digests, num_points: int, index: settings.IndexSettings):
+    """The digest of a group of digests; see `digest.aggregate`."""
+    width = digests[0][0].shape[1]
+    digests = [digest for digest in digests if digest[1].any()]
+    if not digests:
+        return np.zeros((num_points, width)), np.zeros(num_points)
     points = np.stack([point_RK for point_RK, _ in digests])
     counts = np.stack([count_R for _, count_R in digests])
     if index.digest == "minmax":
@@ -75,7 +79,7 @@ def aggregate(digests, index: settings.IndexSettings):
     else:
         return cluster(
             np.concatenate(points),
-            index.chapter_R,
+            num_points,
             index.lloyd_steps,
             np.concatenate(counts),
         )
@@ -99,3 +103,14 @@ def places(kind: str, point_RK, count_R):
     if kind == "meanvar":
         return point_RK[:1], count_R[:1]
     return point_RK[count_R > 0], count_R[count_R > 0]
+
+
+def centre(kind: str, point_RK, count_R):
+    """Mean of the places; see `digest.centre`."""
+    place, count = places(kind, point_RK, count_R)
+    return np.average(place, axis=0, weights=count)
+
+
+def tokens(kind: str, count_R):
+    """How many a digest stands for; see `digest.log_tokens`."""
+    return count_R[0] if kind in ("minmax", "meanvar") else count_R.sum()

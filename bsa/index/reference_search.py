@@ -18,7 +18,9 @@ def group(bookmarks, index: settings.IndexSettings):
             break
         levels.append(
             [
-                reference_digest.aggregate(below[e * size : (e + 1) * size], index)
+                reference_digest.aggregate(
+                    below[e * size : (e + 1) * size], index.chapter_R, index
+                )
                 for e in range(len(below) // size)
             ]
         )
@@ -67,18 +69,19 @@ def similarity(places, other_places, kind: str) -> float:
     )
 
 
-def link(levels, low_M, index: settings.IndexSettings):
+def link(levels, low_M, known: int, index: settings.IndexSettings):
     """Parents, their weights, children, roots and depths of all bookmarks, as lists; see `link.Links`.
 
     Args:
         low_M: first bookmark that each may have as a parent.
+        known: bookmarks; what comes after them is none yet.
     """
 
     def voices(level, node):
-        place, count = reference_digest.places(index.digest, *levels[level][node])
+        digest = levels[level][node]
         if level == 0 and index.link_by == "means":
-            return [np.average(place, axis=0, weights=count)]
-        return place
+            return [reference_digest.centre(index.digest, *digest)]
+        return reference_digest.places(index.digest, *digest)[0]
 
     M = len(levels[0])
     links = {"parent": [], "weight": [], "root": [], "depth": []}
@@ -89,10 +92,13 @@ def link(levels, low_M, index: settings.IndexSettings):
             return similarity(voices(0, m), voices(level, node), index.similarity)
 
         def best(level, nodes, num):
+            nodes = [n for n in nodes if levels[level][n][1].any()]
             ranked = sorted(nodes, key=lambda n: (-alike(level, n), n))
             return ranked[:num]
 
-        parents, _ = find(best, len(levels), int(low_M[m]), m, index, index.P)
+        parents = []
+        if m < known and levels[0][m][1].any():
+            parents, _ = find(best, len(levels), int(low_M[m]), m, index, index.P)
         links["parent"].append(parents)
         links["weight"].append([alike(0, p) for p in parents])
         for p in parents:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, digest, graph, local, settings, tree
+from bsa.index import build, digest, graph, local, settings, span, tree
 from pallas_kernels import shapes
 
 BATCH = 64
@@ -29,9 +29,11 @@ def choose_blocks(
 ):
     """Picks the A blocks that each token most wants to read beyond its local view.
 
-    A block scores the logarithm of the attention mass that its digest promises (`digest.score`). With a shortlist
-    (X > 0) the X best are scored again by their exact keys. Causal: block n is open to token t only from C tokens after
-    the block's end, when it has left the window. Gradients stop here.
+    A block scores the logarithm of the attention mass that its digest promises (`digest.score`). Spans of unequal length
+    are ranked by density, the same mass for each of their tokens, and the best are read block by block as far as the A
+    reach. With a shortlist (X > 0) the X best blocks are scored again by their exact keys. Causal: block n is open to
+    token t only from C tokens after the block's end, when it has left the window; a span is when its first block has.
+    Gradients stop here.
 
     Args:
         q_BTHK: queries, T = S tokens.
@@ -59,8 +61,22 @@ def search(
     B, G, K, M = (sizes[letter] for letter in "BGKM")
     k_BGMCK = k_BSGK.reshape(B, M, index.C, G, K).transpose(0, 3, 1, 2, 4)
     return search_blocks(
-        q_BTHK, k_BGMCK, bookmarks, view.open_blocks, index, scale=scale
+        q_BTHK, k_BGMCK, bookmarks, open_blocks(view, index), index, scale=scale
     )
+
+
+def open_blocks(view: local.LocalView, index: settings.IndexSettings):
+    """`LocalView.open_blocks`: where the bookmarks are that each token may choose.
+
+    Raises:
+        ValueError: blocks would leave the window before it is known which span they belong to.
+    """
+    if view.num_blocks < index.span_blocks:
+        raise ValueError(
+            f"a window of {view.num_blocks} blocks is shorter than index.span_blocks={index.span_blocks}, the longest span; "
+            "make it longer"
+        )
+    return view.open_blocks
 
 
 def search_blocks(
@@ -77,7 +93,7 @@ def search_blocks(
 
     Args:
         keys: k_BGMCK, or a tree of arrays that begin with these three axes.
-        open_blocks: low_BT and high_BT, as `LocalView.open_blocks`.
+        open_blocks: low_BT and high_BT of the function of that name.
         read: (keys of one row and head, id_X) -> k_XCK, floating.
     """
     sizes = shapes.check(q_BTHK=q_BTHK, point_BGMRK=bookmarks.point_BGMRK)
@@ -105,6 +121,9 @@ def search_blocks(
             q = q.mean(3, keepdims=True)
         find = _find_flat if index.route == "flat" else _find_along
         choice, scored = find(q, bookmarks, low, high, index)
+        if bookmarks.spans is not None:
+            length_BGM = bookmarks.spans.length_BGM
+            choice = span.expand(choice, length_BGM, high, index.X or index.A)
         if index.X:
             choice = _exact_best(q, keys, choice, index, read)
         return choice, scored
@@ -124,9 +143,7 @@ def _find_flat(q, bookmarks, low, high, index):
 
     def of_group(q_THK, point_MRK, log_count_MR, low_T, high_T):
         T, H, K = q_THK.shape
-        score = digest.score(
-            index.digest, q_THK.reshape(T * H, K), point_MRK, log_count_MR
-        )
+        score = _score(q_THK.reshape(T * H, K), point_MRK, log_count_MR, index)
         is_open = (place >= low_T[:, None]) & (place < high_T[:, None])
         score = _pool_heads(score.reshape(T, H, -1), is_open, index.query_pool)
         return tree.best(score, place, index.X or index.A), is_open.sum(
@@ -153,7 +170,7 @@ def _find_along(q, bookmarks, low, high, index):
                 point, log_count = nodes[level]
                 if id_X is not None:
                     point, log_count = point[id_X], log_count[id_X]
-                score_HX = digest.score(index.digest, q_HK, point, log_count)
+                score_HX = _score(q_HK, point, log_count, index)
                 return _pool_heads(score_HX, is_open_X, index.query_pool)
 
             id_X, scored = tree.search(
@@ -183,6 +200,14 @@ def _find_along(q, bookmarks, low, high, index):
 
     of_row = jax.vmap(of_group, in_axes=(0, 0, 0, None, None))
     return jax.vmap(of_row)(q, bookmarks.nodes, links, low, high)
+
+
+def _score(q_HK, point_MRK, log_count_MR, index):
+    """`digest.score`, of each token where spans differ in length; NaN for one of none."""
+    score_HM = digest.score(index.digest, q_HK, point_MRK, log_count_MR)
+    if index.span_blocks == 1:
+        return score_HM
+    return score_HM - digest.log_tokens(index.digest, log_count_MR)
 
 
 def _exact_best(q, keys, choice, index, read):

@@ -20,6 +20,9 @@ class IndexSettings:
     """
 
     C: int
+    span_blocks: int
+    span_min_blocks: int
+    span_similarity: float
     query_block: int
     J: int
     sink_tokens: int
@@ -69,6 +72,11 @@ class IndexSettings:
         if self.X and self.X < self.A:
             raise ValueError(
                 f"index: a shortlist of X={self.X} blocks cannot give A={self.A} choices; raise X or set it to 0"
+            )
+        if not 1 <= self.span_min_blocks <= self.span_blocks:
+            raise ValueError(
+                f"index: spans of {self.span_min_blocks} to {self.span_blocks} blocks; set span_min_blocks to 1 or more and "
+                "span_blocks to no less"
             )
         if self.lloyd_steps < 0 or self.sink_tokens < 0 or self.X < 0:
             raise ValueError(

@@ -13,12 +13,12 @@ from jax import lax
 from bsa.index import (
     build,
     chapter,
-    digest,
     link,
     local,
     metrics,
     route,
     settings,
+    span,
     unite,
 )
 from bsa.parallel import mesh
@@ -77,7 +77,12 @@ def choose(
         B, T, G, K = k_BSGK.shape
         keys = k_BSGK.reshape(B, T // index.C, index.C, G, K).transpose(0, 3, 1, 2, 4)
         choice_BGTA, scored_BGT = route.search_blocks(
-            q_BTHK, keys, bookmarks, view.open_blocks, index, scale=scale
+            q_BTHK,
+            keys,
+            bookmarks,
+            route.open_blocks(view, index),
+            index,
+            scale=scale,
         )
         lists, refused_BGQ = unite.unite(
             choice_BGTA,
@@ -113,21 +118,45 @@ def build_shard(
     B, S, G, K = (sizes[letter] for letter in "BSGK")
     num = S // index.C
     k_BGNCK = k_BSGK.reshape(B, num, index.C, G, K).transpose(0, 3, 1, 2, 4)
-    point, log_count, quote_BGMR = digest.summarise(k_BGNCK, index)
     own_M = lax.axis_index("context") * num + jnp.arange(num, dtype=jnp.int32)
-    quote = build.quote_token(quote_BGMR, own_M, index.C)
-    chapters = _chapters(point, log_count, index, devices)
-    point, log_count, quote = _gather((point, log_count, quote))
-    bookmarks = build.BookmarkIndex(point, log_count, quote, chapters, None)
+    start_BM = start_BS[:, index.C - 1 :: index.C]
+    parts, spans = build.mark(k_BGNCK, own_M, index), None
+    if index.span_blocks > 1:
+        parts, spans = _spans(parts, own_M, start_BM, index, devices)
+    chapters = _chapters(*parts[:2], index, devices)
+    bookmarks = build.BookmarkIndex(*_gather(parts), chapters, None, spans)
     if not index.P:
         return bookmarks
-    low_BM = build.first_bookmark(start_BS[:, index.C - 1 :: index.C], index.C)
+    low_BM = build.first_bookmark(start_BM, index.C)
     parents = _gather(link.find_parents(bookmarks.nodes, own_M, low_BM, index))
     total = num * devices
-    links = link.enter(
-        link.empty(B, G, total, index), *parents, jnp.arange(total, dtype=jnp.int32)
-    )
+    id_M = jnp.arange(total, dtype=jnp.int32)
+    id_M = jnp.where(id_M < span.num_known(total, index), id_M, total)
+    links = link.enter(link.empty(B, G, total, index), *parents, id_M)
     return dataclasses.replace(bookmarks, links=links)
+
+
+def _spans(parts, own_M, start_BM, index, devices):
+    """The parts of this device's blocks as `span.settle` makes them, and the `Spans` of all."""
+    num, more = own_M.shape[0], index.span_blocks - 1
+    total = num * devices
+    whole_start_BM = lax.all_gather(start_BM, "context", axis=1, tiled=True)
+
+    # A device's own blocks, and as many after them as it takes to know how long the last one's span is.
+    id_N = own_M[0] + jnp.arange(num + more, dtype=jnp.int32)
+    within_N = jnp.minimum(id_N, total - 1)
+    near, start_BN = (
+        jax.tree.map(lambda x: x[:, :, within_N], _gather(parts)),
+        whole_start_BM[:, within_N],
+    )
+    own_length = span.lengths(*near[:2], id_N, start_BN, index)[:, :, :num]
+    length_BGM = span.begin(
+        _gather(own_length), jnp.zeros(own_length.shape[:2], jnp.int32), index
+    )
+    rest_BG = span.rest(length_BGM, own_M[0], index)
+    near, _ = span.settle(near, id_N, start_BN, rest_BG, total, index)
+    own = jax.tree.map(lambda x: x[:, :, :num], near)
+    return own, span.Spans(length_BGM, whole_start_BM)
 
 
 def _chapters(point_BGMRK, log_count_BGMR, index, devices):

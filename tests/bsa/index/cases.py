@@ -13,6 +13,9 @@ from bsa.index.settings import DIGESTS, LINKED, SIMILARITIES, IndexSettings
 
 BASE = IndexSettings(
     C=4,
+    span_blocks=1,
+    span_min_blocks=1,
+    span_similarity=0.3,
     query_block=8,
     J=24,
     sink_tokens=4,
@@ -47,10 +50,13 @@ def indices(draw, routes=("flat", "chapters", "graph")):
     """Settings of every digest, likeness, link and route together."""
     digest, C = draw(st.sampled_from(DIGESTS)), draw(st.sampled_from([2, 4]))
     two = digest in ("minmax", "meanvar")
+    shortest, longest = draw(st.sampled_from([(1, 1), (1, 1), (1, 3), (2, 4), (2, 2)]))
     index = dataclasses.replace(
         BASE,
         digest=digest,
         C=C,
+        span_blocks=longest,
+        span_min_blocks=shortest,
         sink_tokens=C * draw(st.integers(0, 1)),
         R=2 if two else draw(st.integers(1, C)),
         chapter_R=2 if two else draw(st.integers(1, 2)),
@@ -79,6 +85,11 @@ def positions(key, batch, tokens, documents):
     place = jnp.arange(tokens)
     start = jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
     return (place - start).astype(jnp.int32)
+
+
+def window_blocks(index):
+    """Blocks of a window that is as short as it may be, or of two."""
+    return max(2, index.span_blocks)
 
 
 def window_view(position_BT, window_tokens, index):
@@ -111,15 +122,24 @@ def queries_and_keys(seed, shape, index, kinds):
 
 
 def check_digest(point_RK, log_count_R, expected_RK, count_R):
-    """Compares points in any order: of two keys, rounding decides which is nearer their mean and so comes first."""
+    """Compares points that stand for tokens, in any order: rounding decides which of two keys is nearer their mean."""
 
     def in_order(point_RK, count_R):
-        rows = np.column_stack([point_RK, count_R])
-        return rows[np.lexsort((count_R, np.round(rows[:, 0], 4)))]
+        rows = np.column_stack([point_RK, count_R])[count_R > 0]
+        return rows[np.lexsort((rows[:, -1], np.round(rows[:, 0], 4)))]
 
     ours = in_order(point_RK, np.exp(log_count_R))
     theirs = in_order(expected_RK, np.asarray(count_R))
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def check_spans(spans, lengths, index, g):
+    """Every known span is as long as expected."""
+    if index.span_blocks == 1:
+        assert spans is None and set(lengths) == {1}
+        return
+    for found, expected in zip(spans.length_BGM[0, g].tolist(), lengths):
+        assert expected is None or found == expected
 
 
 def check_quotes(quote_R, point_RK, k_CK):

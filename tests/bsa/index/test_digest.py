@@ -13,7 +13,7 @@ from bsa.index.settings import DIGESTS
 from tests.bsa.index import cases
 
 summarise = jax.jit(digest.summarise, static_argnums=1)
-aggregate = jax.jit(digest.aggregate, static_argnums=2)
+aggregate = jax.jit(digest.aggregate, static_argnums=(2, 3))
 KINDS = [
     *((kind, R) for kind in ("clusters", "submeans", "distinctive") for R in (1, 3, 8)),
     ("minmax", 2),
@@ -61,14 +61,14 @@ def test_aggregates(kind, R):
     k_BGNCK = k_BGNCK.at[:, :, 1].set(1.0)  # one cluster and empty ones
     point, log_count, _ = summarise(k_BGNCK, index)
     joined, log_joined = aggregate(
-        point.reshape(1, 2, 2, -1, 5), log_count.reshape(1, 2, 2, -1), index
+        point.reshape(1, 2, 2, -1, 5), log_count.reshape(1, 2, 2, -1), 2, index
     )
     for g, e in np.ndindex(2, 2):
         members = [
             reference_digest.summarise(k_BGNCK[0, g, n], index)[:2]
             for n in range(3 * e, 3 * e + 3)
         ]
-        point_RK, count_R = reference_digest.aggregate(members, index)
+        point_RK, count_R = reference_digest.aggregate(members, 2, index)
         cases.check_digest(joined[0, g, e], log_joined[0, g, e], point_RK, count_R)
 
 
@@ -78,7 +78,7 @@ def test_bounds_and_moments_of_chapters_are_those_of_their_keys(kind):
     k_BGNCK = random_keys(1, 1, 1, 6, 8, 5)
     point, log_count, _ = summarise(k_BGNCK, index)
     joined = aggregate(
-        point.reshape(1, 1, 2, 6, 5), log_count.reshape(1, 1, 2, 6), index
+        point.reshape(1, 1, 2, 6, 5), log_count.reshape(1, 1, 2, 6), 2, index
     )
     whole = summarise(k_BGNCK.reshape(1, 1, 2, 24, 5), index)[:2]
     for ours, theirs in zip(joined, whole):

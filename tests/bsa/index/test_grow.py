@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsa.index import grow
+from bsa.index import grow, span
 from tests.bsa.index import cases
 
 T = 60
@@ -24,14 +24,18 @@ def empty(index, capacity_tokens, batch=2):
 
 def used(bookmarks, num_tokens, index):
     """The closed bookmarks, complete chapters and links, as a tree of arrays."""
-    num = num_tokens // index.C
+    num = int(span.num_known(num_tokens // index.C, index))
     chapters = []
     for level, chapter in enumerate(bookmarks.chapters, 1):
         size = num // index.chapter_bookmarks**level
         if size:
             chapters.append(jax.tree.map(lambda x, n=size: x[:, :, :n], chapter))
-    whole = dataclasses.replace(bookmarks, chapters=())
-    return jax.tree.map(lambda x: x[:, :, :num], whole), chapters
+    whole = dataclasses.replace(bookmarks, chapters=(), spans=None)
+    whole = jax.tree.map(lambda x: x[:, :, :num], whole)
+    spans = bookmarks.spans
+    if spans is not None:
+        spans = spans.length_BGM[:, :, :num], spans.start_BM[:, :num]
+    return whole, chapters, spans
 
 
 def assert_same(ours, theirs):
@@ -51,7 +55,7 @@ def assert_same(ours, theirs):
 def test_growing(index, seed, documents, kinds, spare_blocks, chunks):
     q, k = cases.queries_and_keys(seed, (2, T, 4, 2, 6), index, kinds)
     position = cases.positions(jax.random.key(seed), 2, T, documents)
-    view = cases.window_view(position, 2 * index.C, index)
+    view = cases.window_view(position, cases.window_blocks(index) * index.C, index)
     grown = empty(index, T + spare_blocks * index.C)
     taken = 0
     for size in [*chunks, *[13, 1] * T]:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bsa.index import link, reference, reference_search
+from bsa.index import link, reference, reference_search, span
 from bsa.index.settings import DIGESTS
 from tests.bsa.index import cases
 
-T, WINDOW_BLOCKS = 64, 2
+T = 64
 quick = settings(max_examples=10)
 
 NARROW = dataclasses.replace(
@@ -39,7 +39,7 @@ def indexed(seed, index, documents, kinds, tokens=T):
     """Queries, keys, their index and what tokens see anyway: one row of two groups."""
     q, k = cases.queries_and_keys(seed, (1, tokens, 4, 2, 6), index, kinds)
     position = cases.positions(jax.random.key(seed), 1, tokens, documents)
-    view = cases.window_view(position, WINDOW_BLOCKS * index.C, index)
+    view = cases.window_view(position, cases.window_blocks(index) * index.C, index)
     return q, k, cases.build_index(k, index, view.start_BT), view
 
 
@@ -65,6 +65,7 @@ def test_index_and_choices(index, seed, documents, kinds):
     for g in range(2):
         expected = reference.build(k[0, :, g], start_T, index)
         check_nodes(bookmarks, expected, g)
+        cases.check_spans(bookmarks.spans, expected["lengths"], index, g)
         check_links(bookmarks.links, expected["links"], index, g)
         for t in range(T):
             choice, scored = reference.choose(
@@ -73,7 +74,7 @@ def test_index_and_choices(index, seed, documents, kinds):
                 q[0, :, 2 * g : 2 * g + 2],
                 k[0, :, g],
                 expected,
-                WINDOW_BLOCKS * index.C,
+                cases.window_blocks(index) * index.C,
                 index,
                 cases.SCALE,
             )
@@ -141,7 +142,7 @@ def test_the_future_changes_no_bit_of_the_past(index, seed, documents, change):
     choice_other, scored_other = cases.search(q, k, other, view, index=index)
     np.testing.assert_array_equal(choice[:, :, :change], choice_other[:, :, :change])
     np.testing.assert_array_equal(scored[:, :, :change], scored_other[:, :, :change])
-    closed = change // index.C
+    closed = int(span.num_known(change // index.C, index))
     for name in ("parent_BGMP", "weight_BGMP", "root_BGM", "depth_BGM"):
         before, after = getattr(bookmarks.links, name), getattr(other.links, name)
         np.testing.assert_array_equal(before[:, :, :closed], after[:, :, :closed])

@@ -201,16 +201,18 @@ def test_rounds_do_not_look_ahead(devices):
     assert (whole != other).any()
 
 
-def test_the_index_of_shards_is_the_index(devices):
-    """Chapters of which some straddle shards, links, routes along both, and choices that stay open across a border."""
+@pytest.mark.parametrize("longest", [1, 3])
+def test_the_index_of_shards_is_the_index(devices, longest):
+    """Spans and chapters of which some straddle shards, links, routes along both, and choices open across a border."""
     changes = {"C": 4, "query_block": 4, "sink_tokens": 4, "J": 24, "A": 2}
     changes |= {"route": "graph", "P": 2, "frontier": 4, "beam": 2}
     changes |= {"chapter_bookmarks": 4, "chapter_levels": 2, "route_tokens": 64}
+    changes |= {"span_blocks": longest, "span_similarity": 0.2}
     index = settings.IndexSettings(**base.get_config().index.to_dict() | changes)
     q, k, _, _, _ = make_arrays()
     position = jnp.where(jnp.arange(T) > 150, jnp.arange(T) - 151, jnp.arange(T))
     view = local.window(
-        jnp.broadcast_to(position, (B, T)), window_tokens=8, sink_tokens=4, key_block=4
+        jnp.broadcast_to(position, (B, T)), window_tokens=12, sink_tokens=4, key_block=4
     )
 
     def choose(placement):

@@ -1,0 +1,167 @@
+"""Blocks to spans: a bookmark for up to `span_blocks` blocks that go on about one thing. Called by `build`, `grow`, `select`.
+
+A span ends before the first block that is less like the mean of its blocks than `span_similarity`, but not before
+`span_min_blocks`, and never later than `span_blocks`. Equal lengths make it fixed, a shortest one of 1 adaptive. Its
+bookmark stands at its first block; the places of its other blocks hold none, so that ids stay those of blocks.
+
+How long a span from block n would be depends on `span_blocks` blocks from n on and on nothing else. So all lengths are
+found at once, and then which of them lie on the path from the first block. What is known of n is known when those blocks
+are closed, however long the span became: a window of as many blocks keeps what is not known yet from being missed.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bsa.index import cluster, digest, settings
+from pallas_kernels import shapes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Spans:
+    """Where spans begin.
+
+    Attributes:
+        length_BGM: int32, blocks of the span that begins at a block, 0 inside of one; what stands at the last
+            `span_blocks` - 1 closed blocks means nothing yet.
+        start_BM: int32, place in the row where the document of each block's last token begins.
+    """
+
+    length_BGM: jax.Array
+    start_BM: jax.Array
+
+
+def num_known(num_blocks, index: settings.IndexSettings):
+    """Blocks of so many closed ones of which it is known whether a span begins there, and which."""
+    return jnp.maximum(num_blocks - index.span_blocks + 1, 0)
+
+
+def lengths(point_BGNRK, log_count_BGNR, block_id_N, start_BN, index):
+    """How many blocks a span from each block would have: int32[B, G, N], too few where the array ends too soon.
+
+    A document's spans begin anew at the first block that it may choose, and blocks before that are alone.
+
+    Args:
+        block_id_N: int32, rising by one.
+        start_BN: as `Spans.start_BM` of these blocks.
+    """
+    shapes.check(point_BGNRK=point_BGNRK, log_count_BGNR=log_count_BGNR)
+    first_BN = start_BN // index.C + index.sink_tokens // index.C
+    is_cut_BN = block_id_N <= jnp.maximum(first_BN, -(-start_BN // index.C))
+    is_cut_BGN = jnp.broadcast_to(is_cut_BN[:, None], point_BGNRK.shape[:3])
+    mean_BGNK = digest.centre(index.digest, point_BGNRK, log_count_BGNR)
+    total_BGNK, length_BGN = mean_BGNK, jnp.ones_like(is_cut_BGN, jnp.int32)
+    goes_on = jnp.ones_like(is_cut_BGN)
+    for step in range(1, index.span_blocks):
+        next_BGNK = _later(mean_BGNK, step, 0)
+        goes_on &= ~_later(is_cut_BGN, step, True)
+        if step >= index.span_min_blocks:
+            pair = (total_BGNK / step, next_BGNK)
+            pair = (digest.direction(x, index.similarity) for x in pair)
+            goes_on &= jnp.multiply(*pair).sum(-1) >= index.span_similarity
+        length_BGN += goes_on
+        total_BGNK += next_BGNK
+    return length_BGN
+
+
+def settle(parts, block_id_N, start_BN, rest_BG, num_closed, index):
+    """Turns closed blocks into spans as far as these are known; the last `span_blocks` - 1 stay as they are.
+
+    Args:
+        parts: point_BGNRK, log_count_BGNR and quote_id_BGNR of single blocks.
+        block_id_N, start_BN: as for `lengths`.
+        rest_BG: as for `begin`.
+        num_closed: blocks of the row that are closed.
+    Returns:
+        The same parts, and `Spans.length_BGM` of these blocks.
+    """
+    length_BGN = lengths(*parts[:2], block_id_N, start_BN, index)
+    length_BGN = begin(length_BGN, rest_BG, index)
+    is_known_N = block_id_N < num_known(num_closed, index)
+
+    def choose(joined, single):
+        more = [1] * (single.ndim - 3)
+        return jnp.where(is_known_N.reshape(-1, *more), joined, single)
+
+    return tuple(map(choose, _join(parts, length_BGN, index), parts)), length_BGN
+
+
+def begin(length_BGN, rest_BG, index: settings.IndexSettings):
+    """Lengths where spans follow each other, 0 elsewhere.
+
+    Args:
+        length_BGN: of `lengths`.
+        rest_BG: int32, first blocks that belong to an earlier span; see `rest`.
+    """
+    # Each block turns the number of blocks still to come into another. Tables of that compose in any order.
+    still = jnp.broadcast_to(
+        jnp.arange(index.span_blocks - 1), (*length_BGN.shape, index.span_blocks - 1)
+    )
+    table = jnp.concatenate([length_BGN[..., None] - 1, still], axis=-1)
+    table = lax.associative_scan(
+        lambda before, after: jnp.take_along_axis(after, before, axis=-1), table, axis=2
+    )
+    rest_BG1 = rest_BG[..., None]
+    after_BGN = jnp.take_along_axis(table, rest_BG1[..., None], axis=-1)[..., 0]
+    before_BGN = jnp.concatenate([rest_BG1, after_BGN[..., :-1]], axis=-1)
+    return jnp.where(before_BGN == 0, length_BGN, 0)
+
+
+def rest(length_BGM, num_known, index: settings.IndexSettings):
+    """int32[B, G], blocks from `num_known` on that belong to the last span before it."""
+    step = jnp.arange(1, index.span_blocks)
+    place = num_known - step
+    left = length_BGM.at[:, :, jnp.maximum(place, 0)].get(mode="clip") - step
+    return jnp.where(place >= 0, left, 0).max(-1, initial=0)
+
+
+def expand(place_BGTX, length_BGM, high_BT, num: int):
+    """Spans to their blocks below `high`, span after span in the order of the choice, at most `num` of a token.
+
+    Args:
+        place_BGTX: int32, where the chosen spans begin, -1 for none.
+    Returns:
+        block_id_BGTA with A = `num`, -1 after the last.
+    """
+    shapes.check(place_BGTX=place_BGTX, length_BGM=length_BGM, high_BT=high_BT)
+    B, G, T, X = place_BGTX.shape
+    here = jnp.maximum(place_BGTX, 0).reshape(B, G, T * X)
+    length = jnp.take_along_axis(length_BGM, here, axis=2).reshape(B, G, T, X)
+    length = jnp.minimum(length, high_BT[:, None, :, None] - place_BGTX)
+    length = jnp.where(place_BGTX < 0, 0, length)
+    end = jnp.cumsum(length, axis=-1)
+    entry_A = jnp.arange(num)
+    which = (end[..., None, :] <= entry_A[:, None]).sum(-1)
+    first, begun = (
+        jnp.take_along_axis(x, jnp.minimum(which, X - 1), axis=-1)
+        for x in (place_BGTX, end - length)
+    )
+    return jnp.where(which < X, first + entry_A - begun, -1)
+
+
+def _join(parts, length_BGN, index):
+    """Digests and quotes of spans, of no token where none begins. A quote is that of the blocks' point nearest to it."""
+    N, R = parts[0].shape[2:4]
+    member = jnp.arange(N)[:, None] + jnp.arange(index.span_blocks)
+    point, log_count, quote = (x[:, :, jnp.minimum(member, N - 1)] for x in parts)
+    is_member = jnp.arange(index.span_blocks) < length_BGN[..., None]
+    log_count = jnp.where(is_member[..., None], log_count, -jnp.inf)
+    quote = jnp.where(is_member[..., None], quote, -1)
+    point, log_count, quote = (
+        x.reshape(*x.shape[:3], -1, *x.shape[5:]) for x in (point, log_count, quote)
+    )
+    joined, log_joined = digest.aggregate(point, log_count, R, index)
+    quoted = jnp.where(quote[..., None] < 0, jnp.inf, point)
+    nearest = cluster.nearest(quoted, joined)
+    quote_joined = jnp.take_along_axis(quote, nearest, axis=-1)
+    is_place = digest.is_place(index.digest, log_joined)
+    return joined, log_joined, jnp.where(is_place, quote_joined, -1)
+
+
+def _later(x, step, missing):
+    """What stands `step` places later along N."""
+    filling = jnp.full_like(x[:, :, :step], missing)
+    return jnp.concatenate([x[:, :, step:], filling], axis=2)
