@@ -55,6 +55,8 @@ def get_config() -> ml_collections.ConfigDict:
     index.R = 2  # points (cluster means of keys) per bookmark
     index.lloyd_steps = 2  # refinements of the points
     index.A = 8  # blocks that a token chooses
+    index.top_p = 1.0  # as many of the A as hold this share of the attention that all A promise; 1: all of them
+    index.min_share = 0.0  # what a choice must promise of it; where nothing stands out a token may choose nothing
     index.open_tokens = 16  # for how many tokens a chosen block stays open, its own included
     index.X = 0  # shortlist whose exact keys pick the A blocks; 0 leaves the choice to the points
     index.query_pool = "mean"  # scores of a key/value head: "mean" of its queries, or "heads" (sum of their softmaxes)

@@ -1,7 +1,5 @@
 """The index in plain NumPy loops, readable by eye: what every variant is tested against. Nothing else calls it."""
 
-import functools
-
 import numpy as np
 
 from bsa.index import reference_digest, reference_search, reference_span, settings
@@ -89,18 +87,12 @@ def choose(
             np.exp(q_HK @ k_SK[block * index.C : (block + 1) * index.C].T).sum(-1)
         )
 
-    def best(score, level, nodes, num):
-        scores = {n: score(level, n) for n in nodes}
-        nodes = [n for n in nodes if np.isfinite(scores[n]).all()]
-        if not nodes:
-            return []
-        score_NH = np.stack([scores[n] for n in nodes])
-        if index.query_pool == "heads":
-            score_NH = np.exp(score_NH) / np.exp(score_NH).sum(0)
-        order = np.argsort(-score_NH.sum(1), kind="stable")[:num]
-        return [nodes[i] for i in order]
+    def by_points(level, nodes, num):
+        return _rank([by_digest(level, n) for n in nodes], nodes, num, index)[0]
 
-    by_points = functools.partial(best, by_digest)
+    def afford(score, nodes):
+        return _afford([score(0, n) for n in nodes], nodes, index)
+
     candidates = open_blocks(token, start, window_tokens, index)
     window_low = candidates[-1] + 1 if candidates else 0
     num = index.X or index.A
@@ -117,8 +109,36 @@ def choose(
                 by_points, bookmarks["links"], found, low, high, index
             )
             found, scored = found[:num], scored + more
+    if not index.X and (index.top_p < 1 or index.min_share):
+        found = afford(by_digest, found)
     found = reference_span.expand(found, bookmarks["lengths"], window_low, num)
-    return (best(by_keys, 0, found, index.A) if index.X else found), scored
+    return (afford(by_keys, found) if index.X else found), scored
+
+
+def _rank(scores, nodes, num, index):
+    """The best nodes by their heads' scores, and the group's score of each; those of no token are left out."""
+    real = [i for i, score_H in enumerate(scores) if np.isfinite(score_H).all()]
+    if not real:
+        return [], np.zeros(0)
+    score_NH = np.stack([scores[i] for i in real])
+    if index.query_pool == "heads":
+        score_NH = np.exp(score_NH) / np.exp(score_NH).sum(0)
+    score_N = score_NH.sum(1)
+    order = np.argsort(-score_N, kind="stable")[:num]
+    return [nodes[real[i]] for i in order], score_N[order]
+
+
+def _afford(scores, nodes, index):
+    """As many of the A best as `top_p` and `min_share` leave."""
+    nodes, score_N = _rank(scores, nodes, index.A, index)
+    weight_N = np.exp(score_N) if index.query_pool == "mean" else score_N
+    share_N = weight_N / weight_N.sum()
+    return [
+        n
+        for i, n in enumerate(nodes)
+        if (index.top_p == 1 or share_N[:i].sum() < index.top_p)
+        and share_N[i] >= index.min_share
+    ]
 
 
 def unite(choice_TA, start_T, window_tokens: int, index: settings.IndexSettings):

@@ -2,7 +2,8 @@
 
 `flat`: every token scores every bookmark that is closed and outside its window; work is tokens x bookmarks. `chapters`:
 coarse to fine (`tree`), a beam at each level. `graph`: the same to enter, then hops along links (`graph`). With a
-shortlist, exact keys decide after any of them. Memory is one piece of `route_tokens` tokens at a time.
+shortlist, exact keys decide after any of them; `top_p` and `min_share` then leave fewer than A. Memory is one piece of
+`route_tokens` tokens at a time.
 """
 
 import operator
@@ -40,7 +41,7 @@ def choose_blocks(
         k_BSGK: keys that the index was built from; read only by the exact step.
         scale: of the attention's logits.
     Returns:
-        choice_BGTA: int32 block ids, best first, -1 where fewer blocks are open to the token or were found.
+        choice_BGTA: int32 block ids, best first, -1 where fewer are open to the token, were found or are worth reading.
     """
     return search(q_BTHK, k_BSGK, bookmarks, view, index, scale=scale)[0]
 
@@ -114,6 +115,14 @@ def search_blocks(
     q = pieces(q_BTHK.reshape(B, T, G, H // G, K), 1)
     low_BT, high_BT = open_blocks
 
+    def rate_by_points(q_HK, node, id_X):
+        point_MRK, log_count_MR = node
+        return _score(q_HK, point_MRK[id_X], log_count_MR[id_X], index)
+
+    def rate_by_keys(q_HK, keys, id_X):
+        k_XCK = read(keys, id_X).astype(jnp.float32)
+        return jax.nn.logsumexp(jnp.einsum("hk,xck->hxc", q_HK, k_XCK), axis=-1)
+
     def choose(arguments):
         q, low, high = arguments
         q = jnp.moveaxis(q, 1, 2).astype(jnp.float32) * scale
@@ -121,11 +130,13 @@ def search_blocks(
             q = q.mean(3, keepdims=True)
         find = _find_flat if index.route == "flat" else _find_along
         choice, scored = find(q, bookmarks, low, high, index)
+        if not index.X and _has_budget(index):
+            choice = _best_again(q, bookmarks.nodes[0], choice, index, rate_by_points)
         if bookmarks.spans is not None:
             length_BGM = bookmarks.spans.length_BGM
             choice = span.expand(choice, length_BGM, high, index.X or index.A)
         if index.X:
-            choice = _exact_best(q, keys, choice, index, read)
+            choice = _best_again(q, keys, choice, index, rate_by_keys)
         return choice, scored
 
     choice, scored = lax.map(choose, (q, pieces(low_BT, 1), pieces(high_BT, 1)))
@@ -210,20 +221,38 @@ def _score(q_HK, point_MRK, log_count_MR, index):
     return score_HM - digest.log_tokens(index.digest, log_count_MR)
 
 
-def _exact_best(q, keys, choice, index, read):
-    """The A best of each token's shortlist by the blocks' own keys."""
+def _best_again(q, known, choice, index, rate):
+    """The A best of each token's choice by `rate`, a function (q_HK, what is known of a row and head, id_X)."""
 
-    def of_group(q_THK, keys, choice_TX):
+    def of_group(q_THK, known, choice_TX):
         def of_token(arguments):
             q_HK, choice_X = arguments
-            k_XCK = read(keys, jnp.maximum(choice_X, 0)).astype(jnp.float32)
-            score_HX = jax.nn.logsumexp(jnp.einsum("hk,xck->hxc", q_HK, k_XCK), axis=-1)
+            score_HX = rate(q_HK, known, jnp.maximum(choice_X, 0))
             score_X = _pool_heads(score_HX, choice_X >= 0, index.query_pool)
-            return tree.best(score_X, choice_X, index.A)
+            score_A, choice_A = tree.rank(score_X, choice_X, index.A)
+            if _has_budget(index):
+                return _affordable(score_A, choice_A, index)
+            return choice_A
 
         return lax.map(of_token, (q_THK, choice_TX), batch_size=BATCH)
 
-    return jax.vmap(jax.vmap(of_group))(q, keys, choice)
+    return jax.vmap(jax.vmap(of_group))(q, known, choice)
+
+
+def _has_budget(index):
+    return index.top_p < 1 or index.min_share > 0
+
+
+def _affordable(score_A, choice_A, index):
+    """Of choices, best first, those that `top_p` and `min_share` leave; -1 for the others."""
+    is_there = choice_A >= 0
+    if index.query_pool == "mean":
+        score_A = jax.nn.softmax(score_A, where=is_there)
+    share_A = jnp.where(is_there, score_A, 0)
+    share_A /= jnp.maximum(share_A.sum(), 1e-30)
+    before_A = jnp.cumsum(share_A) - share_A
+    keeps = (before_A < index.top_p) & (share_A >= index.min_share)
+    return jnp.where(keeps, choice_A, -1)
 
 
 def _pool_heads(score, is_open, query_pool):

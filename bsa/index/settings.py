@@ -29,6 +29,8 @@ class IndexSettings:
     R: int
     lloyd_steps: int
     A: int
+    top_p: float
+    min_share: float
     open_tokens: int
     X: int
     query_pool: str
@@ -77,6 +79,11 @@ class IndexSettings:
             raise ValueError(
                 f"index: spans of {self.span_min_blocks} to {self.span_blocks} blocks; set span_min_blocks to 1 or more and "
                 "span_blocks to no less"
+            )
+        if not (0 < self.top_p <= 1 and 0 <= self.min_share < 1):
+            raise ValueError(
+                f"index: top_p={self.top_p} and min_share={self.min_share} are shares of attention: above 0 up to 1, and 0 "
+                "or more but below 1"
             )
         if self.lloyd_steps < 0 or self.sink_tokens < 0 or self.X < 0:
             raise ValueError(

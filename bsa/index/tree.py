@@ -54,8 +54,13 @@ def best(score_X, id_X, num: int):
 
     Equal scores go to the id that stands first.
     """
+    return rank(score_X, id_X, num)[1]
+
+
+def rank(score_X, id_X, num: int):
+    """The `num` highest scores, and their ids as `best` has them."""
     score_X, place = lax.top_k(score_X, min(num, score_X.shape[-1]))
-    return jnp.where(score_X > -jnp.inf, id_X[place], -1)
+    return score_X, jnp.where(score_X > -jnp.inf, id_X[place], -1)
 
 
 def _members(id_X, low, high, chapters, group):

@@ -38,7 +38,14 @@ def bookmarks_only(positions, **index):
 
 CHAPTERS = bookmarks_only("r", route="chapters", X=4, query_pool="heads")
 GRAPH = bookmarks_only(
-    "n", route="graph", P=2, query_block=4, J=24, span_blocks=3, span_similarity=0.2
+    "n",
+    route="graph",
+    P=2,
+    query_block=4,
+    J=24,
+    span_blocks=3,
+    span_similarity=0.2,
+    top_p=0.8,
 )
 T = 1088
 """Tokens of a row."""
