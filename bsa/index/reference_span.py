@@ -26,7 +26,8 @@ def join(blocks, start_M, index: settings.IndexSettings):
             point_RK, count_R, quotes = blocks[block]
             joined[block] = (0 * point_RK, 0 * count_R, [-1] * len(quotes))
             lengths[block] = 0
-        joined[begin] = _join(blocks[begin : begin + num], index)
+        if num > 1:
+            joined[begin] = _join(blocks[begin : begin + num], index)
         lengths[begin] = num
         begin += num
     return joined, lengths
@@ -68,6 +69,7 @@ def _join(members, index):
     quotes = []
     for r, point_K in enumerate(point_RK):
         is_place = count_R[r] and not (index.digest == "meanvar" and r == 1)
-        gaps = [np.square(place_K - point_K).sum() for place_K, _ in quoted]
-        quotes.append(quoted[np.argmin(gaps)][1] if is_place else -1)
+        gaps = np.array([np.square(place_K - point_K).sum() for place_K, _ in quoted])
+        first = np.flatnonzero(gaps <= 1.001 * gaps.min())[0]
+        quotes.append(quoted[first][1] if is_place else -1)
     return point_RK, count_R, quotes

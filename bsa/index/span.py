@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import cluster, digest, settings
+from bsa.index import digest, settings
 from pallas_kernels import shapes
 
 
@@ -68,7 +68,9 @@ def lengths(point_BGNRK, log_count_BGNR, block_id_N, start_BN, index):
 
 
 def settle(parts, block_id_N, start_BN, rest_BG, num_closed, index):
-    """Turns closed blocks into spans as far as these are known; the last `span_blocks` - 1 stay as they are.
+    """Turns closed blocks into spans as far as these are known.
+
+    Spans of one block, and the last `span_blocks` - 1 blocks, stay as they are.
 
     Args:
         parts: point_BGNRK, log_count_BGNR and quote_id_BGNR of single blocks.
@@ -80,11 +82,13 @@ def settle(parts, block_id_N, start_BN, rest_BG, num_closed, index):
     """
     length_BGN = lengths(*parts[:2], block_id_N, start_BN, index)
     length_BGN = begin(length_BGN, rest_BG, index)
-    is_known_N = block_id_N < num_known(num_closed, index)
+    is_joined_BGN = (block_id_N < num_known(num_closed, index)) & (length_BGN != 1)
 
     def choose(joined, single):
         more = [1] * (single.ndim - 3)
-        return jnp.where(is_known_N.reshape(-1, *more), joined, single)
+        return jnp.where(
+            is_joined_BGN.reshape(*length_BGN.shape, *more), joined, single
+        )
 
     return tuple(map(choose, _join(parts, length_BGN, index), parts)), length_BGN
 
@@ -143,7 +147,11 @@ def expand(place_BGTX, length_BGM, high_BT, num: int):
 
 
 def _join(parts, length_BGN, index):
-    """Digests and quotes of spans, of no token where none begins. A quote is that of the blocks' point nearest to it."""
+    """Digests and quotes of spans, of no token where none begins.
+
+    A quote is that of the first of the blocks' points that is as near to the span's as any, but for rounding: the mean
+    of two is as far from either.
+    """
     N, R = parts[0].shape[2:4]
     member = jnp.arange(N)[:, None] + jnp.arange(index.span_blocks)
     point, log_count, quote = (x[:, :, jnp.minimum(member, N - 1)] for x in parts)
@@ -154,9 +162,10 @@ def _join(parts, length_BGN, index):
         x.reshape(*x.shape[:3], -1, *x.shape[5:]) for x in (point, log_count, quote)
     )
     joined, log_joined = digest.aggregate(point, log_count, R, index)
-    quoted = jnp.where(quote[..., None] < 0, jnp.inf, point)
-    nearest = cluster.nearest(quoted, joined)
-    quote_joined = jnp.take_along_axis(quote, nearest, axis=-1)
+    gap = jnp.square(joined[:, :, :, :, None] - point[:, :, :, None]).sum(-1)
+    gap = jnp.where(quote[:, :, :, None] < 0, jnp.inf, gap)
+    first = jnp.argmax(gap <= 1.001 * gap.min(-1, keepdims=True), axis=-1)
+    quote_joined = jnp.take_along_axis(quote, first, axis=-1)
     is_place = digest.is_place(index.digest, log_joined)
     return joined, log_joined, jnp.where(is_place, quote_joined, -1)
 
