@@ -63,7 +63,9 @@ def get_config() -> ml_collections.ConfigDict:
     index.route_tokens = 1024  # tokens routed at once: bounds the memory of scores
     index.digest = "clusters"  # what a bookmark keeps: clusters, submeans, minmax, meanvar or distinctive; see bsa/index/digest.py
     index.route = "flat"  # flat (score every bookmark), chapters (coarse to fine) or graph (chapters, then links)
-    index.chapter_bookmarks = 8  # consecutive bookmarks of a chapter, and chapters of one of the next level
+    index.chapter_bookmarks = 8  # bookmarks of a chapter, and consecutive chapters of one of the next level
+    index.chapter_by = "position"  # which bookmarks share a chapter: those that follow each other, or, in a complete volume, a "cluster" or a "chain" of the most alike
+    index.volume_chapters = 1  # chapters of a volume; at least 2 where they are not by position
     index.chapter_levels = 1  # levels of chapters: about log8 of the bookmarks, so that the coarsest are few
     index.chapter_R = 2  # points per chapter; a chapter covers more topics than a bookmark
     index.beam = 8  # chapters of each level whose members are scored

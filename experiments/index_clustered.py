@@ -74,7 +74,7 @@ def first_members(bookmarks: build.BookmarkIndex) -> build.BookmarkIndex:
         step = point.shape[2] // num
         point = point[:, :, : num * step : step]
         log_count = log_count[:, :, : num * step : step]
-        levels.append(chapter.Chapters(point, log_count))
+        levels.append(chapter.Chapters(point, log_count, None))
     return dataclasses.replace(bookmarks, chapters=tuple(levels))
 
 

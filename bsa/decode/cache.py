@@ -119,7 +119,8 @@ def bytes_per_token(
         return _tree_bytes((layer.k, layer.v)), _tree_bytes((layer.index, layer.pages))
 
     index = model.index
-    span = index.C * index.chapter_bookmarks**index.chapter_levels
+    volume_tokens = index.C * index.chapter_bookmarks * index.volume_chapters
+    span = volume_tokens * index.chapter_bookmarks ** (index.chapter_levels - 1)
     local = max(*model.window_tokens, model.chunk_tokens, cache.kept_tokens)
     low = -(-(index.sink_tokens + local + 4 * index.C) // span) * span
     rows = []

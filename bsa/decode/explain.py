@@ -138,10 +138,7 @@ def _chain(bookmarks: build.BookmarkIndex, group, block_id, text, index):
     if bookmarks.spans is not None:
         length_M = np.asarray(bookmarks.spans.length_BGM[group, : block_id + 1])
         block_id = int(np.flatnonzero(length_M)[-1])
-    for level in range(len(bookmarks.chapters), 0, -1):
-        size = index.chapter_bookmarks**level * index.C
-        first = block_id * index.C // size * size
-        yield f"chapter of tokens {first:,}-{first + size - 1:,}"
+    yield from _chapters(bookmarks, group, block_id, index)
     for depth in range(LONGEST_CHAIN):
         name = "bookmark" if not depth else "its parent"
         quotes = np.asarray(bookmarks.quote_id_BGMR[group, block_id])
@@ -155,6 +152,22 @@ def _chain(bookmarks: build.BookmarkIndex, group, block_id, text, index):
         block_id = int(bookmarks.links.parent_BGMP[group, block_id, 0])
         if block_id < 0:
             return
+
+
+def _chapters(bookmarks, group, block_id, index):
+    """The chapters above a bookmark, from the coarsest down; none in a volume that is not complete."""
+    if bookmarks.member_BGM is None:
+        order_M, kind = np.arange(bookmarks.point_BGMRK.shape[1]), "of"
+    else:
+        order_M, kind = np.asarray(bookmarks.member_BGM[group]), "among"
+    if block_id not in order_M:
+        return
+    place = int(np.argmax(order_M == block_id))
+    for level in range(len(bookmarks.chapters), 0, -1):
+        size = index.chapter_bookmarks**level
+        member = order_M[place // size * size :][:size]
+        first, end = member.min() * index.C, (member.max() + 1) * index.C
+        yield f"chapter {kind} tokens {first:,}-{end - 1:,}"
 
 
 def _show(text, first, end):

@@ -39,6 +39,11 @@ class BookmarkIndex:
             *((level.point_BGERK, level.log_count_BGER) for level in self.chapters),
         ]
 
+    @property
+    def member_BGM(self):
+        """Of the finest chapters, if there are any."""
+        return self.chapters[0].member_BGM if self.chapters else None
+
 
 def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> BookmarkIndex:
     """Leaves a bookmark at every block of keys, joins them into chapters and links them.
@@ -71,13 +76,15 @@ def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> Bookmar
         no_rest = jnp.zeros((B, G), jnp.int32)
         parts, length_BGM = span.settle(parts, place_M, start_BM, no_rest, num, index)
         spans = span.Spans(length_BGM, start_BM)
-    chapters = chapter.group(*parts[:2], index)
+    levels = range(chapter.num_levels(num, index))
+    chapters = chapter.group(*parts[:2], index, levels)
     bookmarks = BookmarkIndex(*parts, chapters, None, spans)
     if not index.P:
         return bookmarks
     links = link.extend(
         link.empty(B, G, num, index),
         bookmarks.nodes,
+        bookmarks.member_BGM,
         jnp.where(place_M < span.num_known(num, index), place_M, num),
         first_bookmark(start_BM, index.C),
         index,

@@ -1,4 +1,4 @@
-"""Points to the means of a few clusters. Called by `digest`, for the keys of a span and for the points of a chapter."""
+"""Points to the means of a few clusters. Called by `digest`, for keys of a block and points of a group, and by `chapter`."""
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,16 @@ def cluster(k_BGNCK, num_points: int, lloyd_steps: int, count_BGNC=None):
         point_BGNRK = jnp.where(count_BGNR[..., None] > 0, mean_BGNRK, point_BGNRK)
     _, count_BGNR = _cluster_means(k_BGNCK, point_BGNRK, count_BGNC)
     return point_BGNRK, jnp.log(count_BGNR)
+
+
+def label(k_BGNCK, num_points: int, lloyd_steps: int, count_BGNC):
+    """int32 cluster that each key is in, [B, G, N, C]; arguments as for `cluster`."""
+    point_BGNRK, _ = cluster(k_BGNCK, num_points, lloyd_steps, count_BGNC)
+    gaps = [
+        _squared_distance(k_BGNCK, point_BGNRK[:, :, :, r : r + 1])
+        for r in range(num_points)
+    ]
+    return jnp.argmin(jnp.stack(gaps, axis=-1), axis=-1).astype(jnp.int32)
 
 
 def nearest(k_BGNCK, point_BGNRK):

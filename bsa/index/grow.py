@@ -219,7 +219,8 @@ def _extend(bookmarks, k_BGNCK, place_M, closed, start_BM, index):
     if not index.P:
         return bookmarks
     low_BM = build.first_bookmark(start_BM, index.C)
-    links = link.extend(bookmarks.links, bookmarks.nodes, place_M, low_BM, index)
+    nodes, member_BGM = bookmarks.nodes, bookmarks.member_BGM
+    links = link.extend(bookmarks.links, nodes, member_BGM, place_M, low_BM, index)
     return dataclasses.replace(bookmarks, links=links)
 
 
@@ -269,17 +270,25 @@ def _complete(bookmarks, closed, num, is_taken, index):
     """
     first, end = closed
     point, log_count = bookmarks.point_BGMRK, bookmarks.log_count_BGMR
-    levels = []
-    for level in bookmarks.chapters:
-        group, capacity = index.chapter_bookmarks, level.point_BGERK.shape[2]
-        first, end = first // group, end // group
-        num = (num + group - 1) // group
+    made = []
+    for level, old in enumerate(bookmarks.chapters):
+        group, capacity = index.chapter_bookmarks, old.point_BGERK.shape[2]
+        shared = chapter.together(level, index)
+        first, end = (n // (group * shared) * shared for n in (first, end))
+        num = -(-num // (group * shared)) * shared
         place_E = first + jnp.arange(num, dtype=jnp.int32)
-        member = (place_E[:, None] * group + jnp.arange(group)).reshape(-1)
-        member = jnp.minimum(member, point.shape[2] - 1)
-        new = chapter.join(point[:, :, member], log_count[:, :, member], index)
-        place_E = jnp.where((place_E < end) & is_taken, place_E, capacity)
-        point = level.point_BGERK.at[:, :, place_E].set(new[0], mode="drop")
-        log_count = level.log_count_BGER.at[:, :, place_E].set(new[1], mode="drop")
-        levels.append(chapter.Chapters(point, log_count))
-    return tuple(levels)
+        id_M = (place_E[:, None] * group + jnp.arange(group)).reshape(-1)
+        id_M = jnp.minimum(id_M, point.shape[2] - 1)
+        new = chapter.join(point[:, :, id_M], log_count[:, :, id_M], id_M, level, index)
+        is_new_E = (place_E < end) & is_taken
+        place_E = jnp.where(is_new_E, place_E, capacity)
+        point = old.point_BGERK.at[:, :, place_E].set(new.point_BGERK, mode="drop")
+        log_count = old.log_count_BGER.at[:, :, place_E].set(
+            new.log_count_BGER, mode="drop"
+        )
+        member = old.member_BGM
+        if member is not None:
+            place_M = jnp.where(jnp.repeat(is_new_E, group), id_M, member.shape[2])
+            member = member.at[:, :, place_M].set(new.member_BGM, mode="drop")
+        made.append(chapter.Chapters(point, log_count, member))
+    return tuple(made)

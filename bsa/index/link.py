@@ -53,26 +53,29 @@ def empty(batch: int, groups: int, num_bookmarks: int, index: settings.IndexSett
     )
 
 
-def extend(links: Links, nodes, id_M, low_BM, index: settings.IndexSettings) -> Links:
+def extend(
+    links: Links, nodes, member_BGM, id_M, low_BM, index: settings.IndexSettings
+) -> Links:
     """Links new bookmarks, which follow each other, to those before them.
 
     Args:
         links: of all bookmarks, or of a capacity of them; only the new ones and their parents change.
         nodes: (point_BGMRK, log_count_BGMR) of the bookmarks and of each level of chapters.
+        member_BGM: see `chapter.Chapters`.
         id_M: int32, the new bookmarks, rising; ids past the capacity are ignored.
         low_BM: int32, the first bookmark that each may have as a parent.
     """
-    return enter(links, *find_parents(nodes, id_M, low_BM, index), id_M)
+    return enter(links, *find_parents(nodes, member_BGM, id_M, low_BM, index), id_M)
 
 
-def find_parents(nodes, id_M, low_BM, index: settings.IndexSettings):
+def find_parents(nodes, member_BGM, id_M, low_BM, index: settings.IndexSettings):
     """parent_BGMP and weight_BGMP of new bookmarks; arguments as for `extend`, but ids need not follow each other."""
 
-    def of_group(nodes, low_M):
-        return _parents(nodes, id_M, low_M, index)
+    def of_group(nodes, member_M, low_M):
+        return _parents(nodes, member_M, id_M, low_M, index)
 
-    of_row = jax.vmap(of_group, in_axes=(0, None))
-    return jax.vmap(of_row)(nodes, low_BM)
+    of_row = jax.vmap(of_group, in_axes=(0, 0, None))
+    return jax.vmap(of_row)(nodes, member_BGM, low_BM)
 
 
 def enter(links: Links, parent_BGMP, weight_BGMP, id_M) -> Links:
@@ -116,7 +119,7 @@ def _voices(point_MRK, log_count_MR, index, merge):
     return jnp.where(count[..., None] > 0, place, jnp.nan)
 
 
-def _parents(nodes, id_M, low_M, index):
+def _parents(nodes, member_M, id_M, low_M, index):
     """The P bookmarks in [low, id) most similar to each, and how similar; -1 and 0 where there are fewer.
 
     An id past the capacity has none.
@@ -144,7 +147,9 @@ def _parents(nodes, id_M, low_M, index):
             sizes,
             low,
             jnp.where(own < sizes[0], own, 0),
+            member_M,
             group=index.chapter_bookmarks,
+            volume=index.volume_chapters,
             beam=index.beam,
             num=index.P,
         )

@@ -42,12 +42,15 @@ def build(k_SK, start_S, index: settings.IndexSettings):
     lengths = [1] * len(bookmarks)
     if index.span_blocks > 1:
         bookmarks, lengths = reference_span.join(bookmarks, start_M, index)
-    levels = reference_search.group([bookmark[:2] for bookmark in bookmarks], index)
-    low_M = [-(-start // index.C) for start in start_M]
-    known = len(bookmarks) - index.span_blocks + 1
-    links = reference_search.link(levels, low_M, known, index) if index.P else None
-    quotes = [bookmark[2] for bookmark in bookmarks]
-    return {"levels": levels, "quotes": quotes, "lengths": lengths, "links": links}
+    digests = [bookmark[:2] for bookmark in bookmarks]
+    levels, members = reference_search.group(digests, index)
+    made = {"levels": levels, "members": members, "lengths": lengths}
+    made["quotes"] = [bookmark[2] for bookmark in bookmarks]
+    if index.P:
+        low_M = [-(-start // index.C) for start in start_M]
+        known = len(bookmarks) - index.span_blocks + 1
+        made["links"] = reference_search.link(levels, members, low_M, known, index)
+    return made
 
 
 def choose(
@@ -102,7 +105,7 @@ def choose(
         low, high = candidates[0], candidates[-1] + 1
         entries = index.frontier if index.route == "graph" else num
         found, scored = reference_search.find(
-            by_points, len(bookmarks["levels"]), low, high, index, entries
+            by_points, bookmarks["members"], low, high, index, entries
         )
         if index.route == "graph":
             found, more = reference_search.walk(

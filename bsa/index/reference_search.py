@@ -10,42 +10,60 @@ from bsa.index import reference_digest, settings
 
 
 def group(bookmarks, index: settings.IndexSettings):
-    """Digests of each level: the bookmarks themselves, then complete chapters; see `chapter.group`."""
-    levels, size = [bookmarks], index.chapter_bookmarks
-    for _ in range(index.chapter_levels if index.route != "flat" else 0):
+    """Digests of each level, bookmarks and then complete chapters, and for each level above them the members of each.
+
+    See `chapter.group`.
+    """
+    levels, members, size = [bookmarks], [], index.chapter_bookmarks
+    for level in range(index.chapter_levels if index.route != "flat" else 0):
         below = levels[-1]
-        if len(below) < size:
+        volume = size * (index.volume_chapters if level == 0 else 1)
+        order = [
+            begin + place
+            for begin in range(0, len(below) - volume + 1, volume)
+            for place in _order(below[begin : begin + volume], level, index)
+        ]
+        if not order:
             break
+        members.append([order[e : e + size] for e in range(0, len(order), size)])
         levels.append(
             [
                 reference_digest.aggregate(
-                    below[e * size : (e + 1) * size], index.chapter_R, index
+                    [below[n] for n in chapter], index.chapter_R, index
                 )
-                for e in range(len(below) // size)
+                for chapter in members[-1]
             ]
         )
-    return levels
+    return levels, members
 
 
-def find(best, num_levels: int, low: int, high: int, index, num: int):
+def find(best, members, low: int, high: int, index, num: int):
     """Bookmarks of [low, high) that a coarse to fine search finds, best first, and how many nodes it scored.
 
-    A node is scored if all its bookmarks lie in the range and its chapter was chosen, or has none that does.
+    A chapter takes part if all that share its members do. A node is scored if it takes part, and its chapter was chosen
+    or takes no part.
+
+    Args:
+        members: of each chapter of each level, as `group` returns them.
     """
-    size, scored, chosen = index.chapter_bookmarks, 0, None
-
-    def is_inside(level, node):
-        span = size**level
-        return low <= node * span and (node + 1) * span <= high
-
-    for level in reversed(range(num_levels)):
-        nodes = [n for n in range(high) if is_inside(level, n)]
-        if chosen is not None:
-            nodes = [
-                n
-                for n in nodes
-                if n // size in chosen or not is_inside(level + 1, n // size)
+    taking_part = [list(range(low, high))]
+    for level, chapters in enumerate(members):
+        shared = index.volume_chapters if level == 0 else 1
+        inside = [set(chapter) <= set(taking_part[-1]) for chapter in chapters]
+        taking_part.append(
+            [
+                e
+                for e in range(len(chapters))
+                if all(inside[e // shared * shared : e // shared * shared + shared])
             ]
+        )
+    scored, chosen = 0, None
+    for level in reversed(range(len(taking_part))):
+        nodes = taking_part[level]
+        if chosen is not None:
+            hidden = set(taking_part[level + 1]) - set(chosen)
+            hidden = {n for e in hidden for n in members[level][e]}
+            nodes = [n for n in nodes if n not in hidden]
         scored += len(nodes)
         chosen = best(level, nodes, index.beam if level else num)
     return chosen, scored
@@ -69,10 +87,11 @@ def similarity(places, other_places, kind: str) -> float:
     )
 
 
-def link(levels, low_M, known: int, index: settings.IndexSettings):
+def link(levels, members, low_M, known: int, index: settings.IndexSettings):
     """Parents, their weights, children, roots and depths of all bookmarks, as lists; see `link.Links`.
 
     Args:
+        levels, members: of `group`.
         low_M: first bookmark that each may have as a parent.
         known: bookmarks; what comes after them is none yet.
     """
@@ -98,7 +117,7 @@ def link(levels, low_M, known: int, index: settings.IndexSettings):
 
         parents = []
         if m < known and levels[0][m][1].any():
-            parents, _ = find(best, len(levels), int(low_M[m]), m, index, index.P)
+            parents, _ = find(best, members, int(low_M[m]), m, index, index.P)
         links["parent"].append(parents)
         links["weight"].append([alike(0, p) for p in parents])
         for p in parents:
@@ -107,6 +126,37 @@ def link(levels, low_M, known: int, index: settings.IndexSettings):
         links["root"].append(links["root"][parents[0]] if parents else m)
         links["depth"].append(links["depth"][parents[0]] + 1 if parents else 0)
     return links
+
+
+def _order(volume, level, index: settings.IndexSettings):
+    """Places of a volume's bookmarks, chapter by chapter; see `chapter.join`."""
+    if level or index.chapter_by == "position":
+        return range(len(volume))
+    real = [place for place, digest in enumerate(volume) if digest[1].any()]
+    centres = {n: reference_digest.centre(index.digest, *volume[n]) for n in real}
+    if index.chapter_by == "cluster":
+        if not real:
+            return range(len(volume))
+        centre_CK = np.stack([centres[n] for n in real])
+        count_C = np.ones(len(real))
+        points, _ = reference_digest.cluster(
+            centre_CK, index.volume_chapters, index.lloyd_steps, count_C
+        )
+        labels = dict(
+            zip(real, np.square(centre_CK[:, None] - points).sum(-1).argmin(1))
+        )
+        return sorted(range(len(volume)), key=lambda n: labels.get(n, len(volume)))
+    walked, left = [0], list(range(1, len(volume)))
+    while left:
+        here = centres.get(walked[-1])
+        alike = {
+            n: similarity([here], [centres[n]], index.similarity)
+            for n in left
+            if here is not None and n in centres
+        }
+        walked.append(max(left, key=lambda n: alike.get(n, -np.inf)))
+        left.remove(walked[-1])
+    return walked
 
 
 def _direction(place_K, kind):

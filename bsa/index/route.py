@@ -173,7 +173,7 @@ def _find_along(q, bookmarks, low, high, index):
     is_graph = index.route == "graph"
     links = bookmarks.links if is_graph else None
 
-    def of_group(q_THK, nodes, links, low_T, high_T):
+    def of_group(q_THK, nodes, member_M, links, low_T, high_T):
         def of_token(arguments):
             q_HK, low, high = arguments
 
@@ -189,7 +189,9 @@ def _find_along(q, bookmarks, low, high, index):
                 [point.shape[0] for point, _ in nodes],
                 low,
                 high,
+                member_M,
                 group=index.chapter_bookmarks,
+                volume=index.volume_chapters,
                 beam=index.beam,
                 num=index.frontier if is_graph else num,
             )
@@ -209,8 +211,8 @@ def _find_along(q, bookmarks, low, high, index):
 
         return lax.map(of_token, (q_THK, low_T, high_T), batch_size=BATCH)
 
-    of_row = jax.vmap(of_group, in_axes=(0, 0, 0, None, None))
-    return jax.vmap(of_row)(q, bookmarks.nodes, links, low, high)
+    of_row = jax.vmap(of_group, in_axes=(0, 0, 0, 0, None, None))
+    return jax.vmap(of_row)(q, bookmarks.nodes, bookmarks.member_BGM, links, low, high)
 
 
 def _score(q_HK, point_MRK, log_count_MR, index):

@@ -8,6 +8,7 @@ QUERY_POOLS = ("mean", "heads")
 DIGESTS = ("clusters", "submeans", "minmax", "meanvar", "distinctive")
 SIMILARITIES = ("dot", "cosine", "pearson")
 LINKED = ("means", "points")
+GROUPED = ("position", "cluster", "chain")
 ROUTES = ("flat", "chapters", "graph")
 
 
@@ -38,6 +39,8 @@ class IndexSettings:
     digest: str
     route: str
     chapter_bookmarks: int
+    chapter_by: str
+    volume_chapters: int
     chapter_levels: int
     chapter_R: int
     beam: int
@@ -99,6 +102,7 @@ class IndexSettings:
             ("query_pool", QUERY_POOLS),
             ("digest", DIGESTS),
             ("route", ROUTES),
+            ("chapter_by", GROUPED),
             ("similarity", SIMILARITIES),
             ("link_by", LINKED),
         ):
@@ -108,7 +112,14 @@ class IndexSettings:
                 )
 
     def _check_search(self):
-        for name in ("chapter_levels", "chapter_R", "beam", "children", "frontier"):
+        for name in (
+            "volume_chapters",
+            "chapter_levels",
+            "chapter_R",
+            "beam",
+            "children",
+            "frontier",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"index: {name}={getattr(self, name)} must be at least 1"
@@ -116,6 +127,11 @@ class IndexSettings:
         if self.chapter_bookmarks < 2:
             raise ValueError(
                 f"index: chapter_bookmarks={self.chapter_bookmarks}; a chapter groups at least 2"
+            )
+        if (self.chapter_by == "position") != (self.volume_chapters == 1):
+            raise ValueError(
+                f"index: chapter_by={self.chapter_by!r} with volume_chapters={self.volume_chapters}; by position a chapter "
+                "is a volume of its own (1), otherwise at least 2 share one"
             )
         if self.P < 0 or self.hops < 0:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Coarse to fine: the best chapters, then the best of their members, down to bookmarks. Called by `route` and `link`.
 
-A search looks at bookmarks [low, high) only. A chapter takes part if all its bookmarks lie there; members of a group
-that is cut by either end are scored directly. So what a search finds depends on closed bookmarks alone, and with a beam
+A search looks at bookmarks [low, high) only. A chapter takes part if all its bookmarks lie there, and those of the other
+chapters of its volume; members of a group, or a volume, that is cut by either end are scored directly. So what a search finds depends on closed bookmarks alone, and with a beam
 as wide as the number of chapters it finds what scoring every bookmark would.
 """
 
@@ -12,7 +12,18 @@ NOWHERE = jnp.iinfo(jnp.int32).max // 2
 """An id past every node; sorts last."""
 
 
-def search(rate, sizes, low, high, *, group: int, beam: int, num: int):
+def search(
+    rate,
+    sizes,
+    low,
+    high,
+    member_M=None,
+    *,
+    group: int,
+    volume: int,
+    beam: int,
+    num: int,
+):
     """Finds good bookmarks for one query.
 
     Args:
@@ -20,7 +31,9 @@ def search(rate, sizes, low, high, *, group: int, beam: int, num: int):
             bookmarks.
         sizes: nodes of each level, bookmarks first.
         low, high: int32 scalars, the range of bookmarks to look at.
+        member_M: int32, the bookmarks of one chapter after those of another; None: they are in order of time.
         group: members of a chapter.
+        volume: chapters whose bookmarks are in another order only among each other.
         beam: chapters of each level whose members are scored.
         num: bookmarks wanted.
     Returns:
@@ -28,10 +41,12 @@ def search(rate, sizes, low, high, *, group: int, beam: int, num: int):
         lower id.
         scored: int32, nodes of all levels that were scored.
     """
-    ranges = [(low, high)]
+    ranges, shared = [(low, high)], volume
     for _ in sizes[1:]:
-        low, high = -(-low // group), high // group
+        low = -(-low // (group * shared)) * shared
+        high = high // (group * shared) * shared
         ranges.append((low, high))
+        shared = 1
     low, high = ranges.pop()
     place = jnp.arange(sizes[-1], dtype=jnp.int32)
     is_open = (place >= low) & (place < high)
@@ -41,7 +56,10 @@ def search(rate, sizes, low, high, *, group: int, beam: int, num: int):
     )
     for level in range(len(sizes) - 2, -1, -1):
         chapters, (low, high) = (low, high), ranges.pop()
-        id_X = _members(id_X, low, high, chapters, group)
+        if level:
+            id_X = _members(id_X, low, high, chapters, group, 1)
+        else:
+            id_X = _members(id_X, low, high, chapters, group, volume, member_M)
         is_open = (id_X >= low) & (id_X < high)
         scored += is_open.sum(dtype=jnp.int32)
         score_X = rate(level, jnp.clip(id_X, 0, sizes[level] - 1), is_open)
@@ -63,16 +81,19 @@ def rank(score_X, id_X, num: int):
     return score_X, jnp.where(score_X > -jnp.inf, id_X[place], -1)
 
 
-def _members(id_X, low, high, chapters, group):
+def _members(id_X, low, high, chapters, group, volume, member_M=None):
     """Nodes to score below the chosen chapters, rising; those to leave out are not in [low, high).
 
-    Before the first chapter that takes part, and after the last, up to group - 1 nodes have no chapter.
+    Before the first chapter that takes part, and after the last, up to group * volume - 1 nodes have no chapter.
     """
     first, end = chapters
     chosen = jnp.sort(jnp.where(id_X < 0, NOWHERE // group, id_X))
     below = (chosen[:, None] * group + jnp.arange(group, dtype=jnp.int32)).reshape(-1)
     below = jnp.where(below < end * group, below, NOWHERE)
-    step = jnp.arange(group - 1, dtype=jnp.int32)
+    if member_M is not None:
+        member = member_M[jnp.minimum(below, member_M.shape[0] - 1)]
+        below = jnp.sort(jnp.where(below < NOWHERE, member, NOWHERE))
+    step = jnp.arange(group * volume - 1, dtype=jnp.int32)
     before = jnp.where(low + step < first * group, low + step, NOWHERE)
     after = jnp.maximum(first, end) * group + step
     return jnp.concatenate([before, below, jnp.where(after < high, after, NOWHERE)])

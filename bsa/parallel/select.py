@@ -123,12 +123,15 @@ def build_shard(
     parts, spans = build.mark(k_BGNCK, own_M, index), None
     if index.span_blocks > 1:
         parts, spans = _spans(parts, own_M, start_BM, index, devices)
-    chapters = _chapters(*parts[:2], index, devices)
+    chapters = _chapters(*parts[:2], own_M[0], index, devices)
     bookmarks = build.BookmarkIndex(*_gather(parts), chapters, None, spans)
     if not index.P:
         return bookmarks
     low_BM = build.first_bookmark(start_BM, index.C)
-    parents = _gather(link.find_parents(bookmarks.nodes, own_M, low_BM, index))
+    parents = link.find_parents(
+        bookmarks.nodes, bookmarks.member_BGM, own_M, low_BM, index
+    )
+    parents = _gather(parents)
     total = num * devices
     id_M = jnp.arange(total, dtype=jnp.int32)
     id_M = jnp.where(id_M < span.num_known(total, index), id_M, total)
@@ -159,19 +162,27 @@ def _spans(parts, own_M, start_BM, index, devices):
     return own, span.Spans(length_BGM, whole_start_BM)
 
 
-def _chapters(point_BGMRK, log_count_BGMR, index, devices):
+def _chapters(point_BGMRK, log_count_BGMR, first_id, index, devices):
     """All levels, whole: those that divide evenly among the devices are made by each for its own part."""
     num = point_BGMRK.shape[2]
     wanted = chapter.num_levels(num * devices, index)
-    shared = 0
-    while shared < wanted and num % index.chapter_bookmarks ** (shared + 1) == 0:
+    shared, members = 0, num
+    while shared < wanted and members % _group(shared, index) == 0:
+        members //= index.chapter_bookmarks
         shared += 1
-    levels = _gather(chapter.group(point_BGMRK, log_count_BGMR, index, shared))
+    levels = _gather(
+        chapter.group(point_BGMRK, log_count_BGMR, index, range(shared), first_id)
+    )
     if shared:
         last = levels[-1].point_BGERK, levels[-1].log_count_BGER
     else:
         last = _gather((point_BGMRK, log_count_BGMR))
-    return levels + chapter.group(*last, index, wanted - shared)
+    return levels + chapter.group(*last, index, range(shared, wanted))
+
+
+def _group(level, index):
+    """Members of a level that a device must have all of to make chapters."""
+    return index.chapter_bookmarks * chapter.together(level, index)
 
 
 def _last_of_the_one_before(choice_BGTA, index, devices):

@@ -36,7 +36,14 @@ def bookmarks_only(positions, **index):
     )
 
 
-CHAPTERS = bookmarks_only("r", route="chapters", X=4, query_pool="heads")
+CHAPTERS = bookmarks_only(
+    "r",
+    route="chapters",
+    X=4,
+    query_pool="heads",
+    chapter_by="cluster",
+    volume_chapters=2,
+)
 GRAPH = bookmarks_only(
     "n",
     route="graph",

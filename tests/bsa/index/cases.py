@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from bsa.index import build, local, route
-from bsa.index.settings import DIGESTS, LINKED, SIMILARITIES, IndexSettings
+from bsa.index.settings import DIGESTS, GROUPED, LINKED, SIMILARITIES, IndexSettings
 
 BASE = IndexSettings(
     C=4,
@@ -31,6 +31,8 @@ BASE = IndexSettings(
     digest="clusters",
     route="flat",
     chapter_bookmarks=3,
+    chapter_by="position",
+    volume_chapters=1,
     chapter_levels=1,
     chapter_R=2,
     beam=2,
@@ -40,6 +42,22 @@ BASE = IndexSettings(
     link_by="means",
     frontier=8,
     hops=1,
+)
+EVERYTHING = dataclasses.replace(
+    BASE,
+    C=2,
+    span_blocks=3,
+    A=3,
+    top_p=0.61,
+    query_pool="heads",
+    route="graph",
+    chapter_bookmarks=2,
+    chapter_by="cluster",
+    volume_chapters=2,
+    chapter_levels=2,
+    beam=1,
+    P=2,
+    hops=2,
 )
 SCALE = 0.5
 
@@ -52,6 +70,7 @@ def indices(draw, routes=("flat", "chapters", "graph")):
     """Settings of every digest, likeness, link and route together."""
     digest, C = draw(st.sampled_from(DIGESTS)), draw(st.sampled_from([2, 4]))
     two = digest in ("minmax", "meanvar")
+    grouped = draw(st.sampled_from(["position", *GROUPED]))
     shortest, longest = draw(st.sampled_from([(1, 1), (1, 1), (1, 3), (2, 4), (2, 2)]))
     index = dataclasses.replace(
         BASE,
@@ -69,6 +88,8 @@ def indices(draw, routes=("flat", "chapters", "graph")):
         min_share=draw(st.sampled_from([0.0, 0.0, 0.17])),
         route=draw(st.sampled_from(routes)),
         chapter_bookmarks=draw(st.integers(2, 3)),
+        chapter_by=grouped,
+        volume_chapters=1 if grouped == "position" else draw(st.integers(2, 3)),
         chapter_levels=draw(st.integers(1, 3)),
         beam=draw(st.integers(1, 3)),
         similarity=draw(st.sampled_from(SIMILARITIES)),

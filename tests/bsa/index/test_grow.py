@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bsa.index import grow, span
+from bsa.index import chapter, grow, span
 from tests.bsa.index import cases
 
 T = 60
@@ -26,10 +26,16 @@ def used(bookmarks, num_tokens, index):
     """The closed bookmarks, complete chapters and links, as a tree of arrays."""
     num = int(span.num_known(num_tokens // index.C, index))
     chapters = []
-    for level, chapter in enumerate(bookmarks.chapters, 1):
-        size = num // index.chapter_bookmarks**level
+    size = num
+    for level, made in enumerate(bookmarks.chapters):
+        shared = chapter.together(level, index)
+        size = size // (index.chapter_bookmarks * shared) * shared
         if size:
-            chapters.append(jax.tree.map(lambda x, n=size: x[:, :, :n], chapter))
+            parts = made.point_BGERK[:, :, :size], made.log_count_BGER[:, :, :size]
+            chapters.append(parts)
+        if made.member_BGM is not None:
+            members = size * index.chapter_bookmarks
+            chapters.append(made.member_BGM[:, :, :members])
     whole = dataclasses.replace(bookmarks, chapters=(), spans=None)
     whole = jax.tree.map(lambda x: x[:, :, :num], whole)
     spans = bookmarks.spans
@@ -51,6 +57,9 @@ def assert_same(ours, theirs):
     kinds=st.sampled_from([0, 4]),
     spare_blocks=st.sampled_from([0, 7]),
     chunks=st.lists(st.sampled_from([1, 1, 1, 13]), min_size=1, max_size=T),
+)
+@example(
+    index=cases.EVERYTHING, seed=1, documents=1, kinds=0, spare_blocks=7, chunks=[1, 13]
 )
 def test_growing(index, seed, documents, kinds, spare_blocks, chunks):
     q, k = cases.queries_and_keys(seed, (2, T, 4, 2, 6), index, kinds)

@@ -14,7 +14,7 @@ from bsa.index.settings import DIGESTS
 from tests.bsa.index import cases
 
 T = 64
-quick = settings(max_examples=10)
+quick = settings(max_examples=6)
 
 NARROW = dataclasses.replace(
     cases.BASE,
@@ -56,10 +56,10 @@ def lists(array):
     kinds=st.sampled_from([0, 1, 4]),
 )
 @example(index=NARROW, seed=623, documents=2, kinds=0)
+@example(index=cases.EVERYTHING, seed=1, documents=1, kinds=0)
 def test_index_and_choices(index, seed, documents, kinds):
-    kinds = (
-        kinds if index.span_blocks == 1 else 0
-    )  # rounding decides between a+b and b+a
+    if index.span_blocks > 1 or index.volume_chapters > 1:
+        kinds = 0  # rounding decides between a + b and b + a
     q, k, bookmarks, view = indexed(seed, index, documents, kinds)
     choice_BGTA, scored_BGT = cases.search(q, k, bookmarks, view, index=index)
     q, k, start_T, choice_BGTA, scored_BGT, bookmarks = jax.device_get(
@@ -226,6 +226,8 @@ def test_texts_that_cannot_be_indexed_say_why(tokens, message):
         ({"beam": 0}, "beam=0"),
         ({"P": -1}, "negative"),
         ({"route": "graph"}, "set P above 0"),
+        ({"chapter_by": "cluster"}, "at least 2 share"),
+        ({"volume_chapters": 2}, "a volume of its own"),
         ({"top_p": 0.0}, "shares of attention"),
         ({"min_share": 1.0}, "shares of attention"),
         ({"route": "graph", "P": 1, "X": 9}, "cannot give"),
