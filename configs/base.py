@@ -62,6 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     index.query_pool = "mean"  # scores of a key/value head: "mean" of its queries, or "heads" (sum of their softmaxes)
     index.route_tokens = 1024  # tokens routed at once: bounds the memory of scores
     index.digest = "clusters"  # what a bookmark keeps: clusters, submeans, minmax, meanvar or distinctive; see bsa/index/digest.py
+    index.store = "float32"  # of bookmarks' points: float32, bfloat16 or int8 with a scale each; a shortlist by exact keys makes up for the rounding
     index.route = "flat"  # flat (score every bookmark), chapters (coarse to fine) or graph (chapters, then links)
     index.chapter_bookmarks = 8  # bookmarks of a chapter, and consecutive chapters of one of the next level
     index.chapter_by = "position"  # which bookmarks share a chapter: those that follow each other, or, in a complete volume, a "cluster" or a "chain" of the most alike

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
-from bsa.index import build, chapter, local, metrics, route
+from bsa.index import build, chapter, local, metrics, precision, route
 from bsa.train import provenance
 from experiments import index_scaling, record
 
@@ -68,7 +68,7 @@ def measure(tokens: int, asked: int):
 
 def first_members(bookmarks: build.BookmarkIndex) -> build.BookmarkIndex:
     """The same index, but a chapter knows only what its first bookmark does; links stay as they are."""
-    levels, (point, log_count) = [], bookmarks.nodes[0]
+    levels, (point, log_count) = [], precision.unpack(*bookmarks.nodes[0])
     for level in bookmarks.chapters:
         num = level.point_BGERK.shape[2]
         step = point.shape[2] // num

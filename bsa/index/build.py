@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bsa.index import chapter, digest, link, settings, span
+from bsa.index import chapter, digest, link, precision, settings, span
 from pallas_kernels import shapes
 
 
@@ -15,13 +15,14 @@ class BookmarkIndex:
     """The bookmarks of a sequence; a place for one at each block of C tokens, per key/value head.
 
     Attributes:
-        point_BGMRK: float32, digest of the block, or of the span that begins there; with `clusters` the means of R
-            clusters of its keys.
+        point_BGMRK: digest of the block, or of the span that begins there; with `clusters` the means of R clusters of
+            its keys. float32, bfloat16, or int8, which `scale_BGMR` belongs to.
         log_count_BGMR: float32, natural log of the tokens that a point stands for; -inf for an empty cluster.
         quote_id_BGMR: int32, the token nearest to each point, what a person is shown; -1 where there is none.
         chapters: one `Chapters` per level, the finest first; empty for a flat route.
         links: None if none are sought (P = 0).
         spans: None if each bookmark is one of a single block.
+        scale_BGMR: float32, what int8 points are multiplied with; None for others.
     """
 
     point_BGMRK: jax.Array
@@ -30,12 +31,13 @@ class BookmarkIndex:
     chapters: tuple[chapter.Chapters, ...]
     links: link.Links | None
     spans: span.Spans | None
+    scale_BGMR: jax.Array | None
 
     @property
     def nodes(self):
-        """(point_BGMRK, log_count_BGMR) of the bookmarks, then of each level of chapters."""
+        """Arguments of `precision.unpack` for the bookmarks, then for each level of chapters."""
         return [
-            (self.point_BGMRK, self.log_count_BGMR),
+            (self.point_BGMRK, self.log_count_BGMR, self.scale_BGMR),
             *((level.point_BGERK, level.log_count_BGER) for level in self.chapters),
         ]
 
@@ -76,9 +78,13 @@ def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> Bookmar
         no_rest = jnp.zeros((B, G), jnp.int32)
         parts, length_BGM = span.settle(parts, place_M, start_BM, no_rest, num, index)
         spans = span.Spans(length_BGM, start_BM)
-    levels = range(chapter.num_levels(num, index))
-    chapters = chapter.group(*parts[:2], index, levels)
-    bookmarks = BookmarkIndex(*parts, chapters, None, spans)
+    point_BGMRK, log_count_BGMR, quote_id_BGMR = parts
+    point_BGMRK, scale_BGMR = precision.pack(point_BGMRK, index.store)
+    kept = precision.unpack(point_BGMRK, log_count_BGMR, scale_BGMR)
+    chapters = chapter.group(*kept, index, range(chapter.num_levels(num, index)))
+    bookmarks = BookmarkIndex(
+        point_BGMRK, log_count_BGMR, quote_id_BGMR, chapters, None, spans, scale_BGMR
+    )
     if not index.P:
         return bookmarks
     links = link.extend(
@@ -93,8 +99,13 @@ def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> Bookmar
 
 
 def mark(k_BGNCK, place_M, index: settings.IndexSettings):
-    """point_BGMRK, log_count_BGMR and quote_id_BGMR of single blocks, which stand at these places of the row."""
+    """point_BGMRK, log_count_BGMR and quote_id_BGMR of single blocks, which stand at these places of the row.
+
+    Points are float32, but as precise as they will be kept: spans are made of these.
+    """
     point, log_count, quote = digest.summarise(k_BGNCK, index)
+    point, scale = precision.pack(point, index.store)
+    point, log_count = precision.unpack(point, log_count, scale)
     return point, log_count, quote_token(quote, place_M, index.C)
 
 

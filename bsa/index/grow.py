@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, chapter, link, settings, span
+from bsa.index import build, chapter, link, precision, settings, span
 from pallas_kernels import shapes
 
 
@@ -197,19 +197,21 @@ def _extend(bookmarks, k_BGNCK, place_M, closed, start_BM, index):
         bookmarks = dataclasses.replace(bookmarks, spans=spans)
         start_BM = spans.start_BM.at[:, place_M].get(mode="clip")
     point, log_count, quote = parts
+    point, scale = precision.pack(point, index.store)
 
     def put(array, value):
         return array.at[:, :, written_M].set(value, mode="drop")
 
     # Without the barrier XLA writes once for the result and once more for chapters and links to read, and copies the
     # whole index to do so: a token would cost time linear in the capacity.
-    point, log_count = lax.optimization_barrier(
-        (put(bookmarks.point_BGMRK, point), put(bookmarks.log_count_BGMR, log_count))
+    point, log_count, scale = lax.optimization_barrier(
+        jax.tree.map(put, bookmarks.nodes[0], (point, log_count, scale))
     )
     bookmarks = dataclasses.replace(
         bookmarks,
         point_BGMRK=point,
         log_count_BGMR=log_count,
+        scale_BGMR=scale,
         quote_id_BGMR=put(bookmarks.quote_id_BGMR, quote),
     )
     bookmarks = dataclasses.replace(
@@ -243,12 +245,13 @@ def _settle(bookmarks, parts, place_M, start_BM, closed, index):
         """New entries behind those that were not known."""
         at = (slice(None),) * axis
         old = array.at[*at, place_N].get(mode="clip")
-        return old.at[*at, new_M].set(new, mode="drop")
+        return old.at[*at, new_M].set(new.astype(old.dtype), mode="drop")
 
     old = bookmarks.point_BGMRK, bookmarks.log_count_BGMR, bookmarks.quote_id_BGMR
-    parts = tuple(behind(array, new, 2) for array, new in zip(old, parts))
+    point, *others = (behind(array, new, 2) for array, new in zip(old, parts))
     start_BN = behind(spans.start_BM, start_BM, 1)
     rest_BG = span.rest(spans.length_BGM, first, index)
+    parts = (point.astype(jnp.float32), *others)
     parts, length_BGN = span.settle(parts, place_N, start_BN, rest_BG, closed[1], index)
     is_new = place_M[0] < capacity
     written_N = jnp.where((place_N < closed[1]) & is_new, place_N, capacity)
@@ -269,8 +272,7 @@ def _complete(bookmarks, closed, num, is_taken, index):
         num: most bookmarks that are new.
     """
     first, end = closed
-    point, log_count = bookmarks.point_BGMRK, bookmarks.log_count_BGMR
-    made = []
+    node, made = bookmarks.nodes[0], []
     for level, old in enumerate(bookmarks.chapters):
         group, capacity = index.chapter_bookmarks, old.point_BGERK.shape[2]
         shared = chapter.together(level, index)
@@ -278,17 +280,17 @@ def _complete(bookmarks, closed, num, is_taken, index):
         num = -(-num // (group * shared)) * shared
         place_E = first + jnp.arange(num, dtype=jnp.int32)
         id_M = (place_E[:, None] * group + jnp.arange(group)).reshape(-1)
-        id_M = jnp.minimum(id_M, point.shape[2] - 1)
-        new = chapter.join(point[:, :, id_M], log_count[:, :, id_M], id_M, level, index)
+        id_M = jnp.minimum(id_M, node[0].shape[2] - 1)
+        members = precision.unpack(*jax.tree.map(lambda x, i=id_M: x[:, :, i], node))
+        new = chapter.join(*members, id_M, level, index)
         is_new_E = (place_E < end) & is_taken
         place_E = jnp.where(is_new_E, place_E, capacity)
         point = old.point_BGERK.at[:, :, place_E].set(new.point_BGERK, mode="drop")
-        log_count = old.log_count_BGER.at[:, :, place_E].set(
-            new.log_count_BGER, mode="drop"
-        )
-        member = old.member_BGM
+        log_count = old.log_count_BGER
+        log_count = log_count.at[:, :, place_E].set(new.log_count_BGER, mode="drop")
+        node, member = (point, log_count), old.member_BGM
         if member is not None:
             place_M = jnp.where(jnp.repeat(is_new_E, group), id_M, member.shape[2])
             member = member.at[:, :, place_M].set(new.member_BGM, mode="drop")
-        made.append(chapter.Chapters(point, log_count, member))
+        made.append(chapter.Chapters(*node, member))
     return tuple(made)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import digest, settings, tree
+from bsa.index import digest, precision, settings, tree
 from pallas_kernels import shapes
 
 BATCH = 64
@@ -60,7 +60,7 @@ def extend(
 
     Args:
         links: of all bookmarks, or of a capacity of them; only the new ones and their parents change.
-        nodes: (point_BGMRK, log_count_BGMR) of the bookmarks and of each level of chapters.
+        nodes: see `build.BookmarkIndex`.
         member_BGM: see `chapter.Chapters`.
         id_M: int32, the new bookmarks, rising; ids past the capacity are ignored.
         low_BM: int32, the first bookmark that each may have as a parent.
@@ -124,21 +124,20 @@ def _parents(nodes, member_M, id_M, low_M, index):
 
     An id past the capacity has none.
     """
-    sizes = [point.shape[0] for point, _ in nodes]
+    sizes = [node[0].shape[0] for node in nodes]
     merge = index.link_by == "means"
 
     def of_bookmark(arguments):
         own, low = arguments
         here = jnp.minimum(own, sizes[0] - 1)
-        voice_1RK = _voices(
-            nodes[0][0][here][None], nodes[0][1][here][None], index, merge
-        )
+        own_node = jax.tree.map(lambda x: x[here][None], nodes[0])
+        voice_1RK = _voices(*precision.unpack(*own_node), index, merge)
 
         def rate(level, id_X, is_open_X):
-            point, log_count = nodes[level]
+            node = nodes[level]
             if id_X is not None:
-                point, log_count = point[id_X], log_count[id_X]
-            other = _voices(point, log_count, index, merge and not level)
+                node = jax.tree.map(lambda x: x[id_X], node)
+            other = _voices(*precision.unpack(*node), index, merge and not level)
             alike = similarity(voice_1RK, other, index.similarity)[0]
             return jnp.where(is_open_X, alike, -jnp.inf)
 

@@ -37,12 +37,16 @@ def build(k_SK, start_S, index: settings.IndexSettings):
         begin = end - index.C
         point_RK, count_R, quotes = reference_digest.summarise(k_SK[begin:end], index)
         quotes = [q if q < 0 else begin + q for q in quotes]
+        point_RK = reference_digest.keep(point_RK, index.store)
         bookmarks.append((point_RK, count_R, quotes))
     start_M = [int(start_S[end - 1]) for end in ends]
     lengths = [1] * len(bookmarks)
     if index.span_blocks > 1:
         bookmarks, lengths = reference_span.join(bookmarks, start_M, index)
-    digests = [bookmark[:2] for bookmark in bookmarks]
+    digests = [
+        (reference_digest.keep(point_RK, index.store), count_R)
+        for point_RK, count_R, _ in bookmarks
+    ]
     levels, members = reference_search.group(digests, index)
     made = {"levels": levels, "members": members, "lengths": lengths}
     made["quotes"] = [bookmark[2] for bookmark in bookmarks]

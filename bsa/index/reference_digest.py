@@ -3,6 +3,7 @@
 A digest here is a pair: point_RK and count_R, the tokens that each point stands for.
 """
 
+import jax.numpy as jnp
 import numpy as np
 
 from bsa.index import settings
@@ -60,6 +61,15 @@ def summarise(k_CK, index: settings.IndexSettings):
         nearest = np.argmin(np.square(k_CK - point_K).sum(-1))
         quotes.append(int(nearest) if is_place else -1)
     return point_RK, count_R, quotes
+
+
+def keep(point_RK, store: str):
+    """Points after they were kept; see `precision.pack`."""
+    point_RK = np.asarray(point_RK, np.float32)
+    if store == "int8":
+        scale_R1 = np.abs(point_RK).max(-1, keepdims=True) / np.float32(127)
+        return np.round(point_RK / np.maximum(scale_R1, 1e-30)) * scale_R1
+    return point_RK.astype(jnp.dtype(store)).astype(np.float64)
 
 
 def aggregate(digests, num_points: int, index: settings.IndexSettings):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, digest, graph, local, settings, span, tree
+from bsa.index import build, digest, graph, local, precision, settings, span, tree
 from pallas_kernels import shapes
 
 BATCH = 64
@@ -116,8 +116,8 @@ def search_blocks(
     low_BT, high_BT = open_blocks
 
     def rate_by_points(q_HK, node, id_X):
-        point_MRK, log_count_MR = node
-        return _score(q_HK, point_MRK[id_X], log_count_MR[id_X], index)
+        node = jax.tree.map(lambda x: x[id_X], node)
+        return _score(q_HK, *precision.unpack(*node), index)
 
     def rate_by_keys(q_HK, keys, id_X):
         k_XCK = read(keys, id_X).astype(jnp.float32)
@@ -152,19 +152,17 @@ def _find_flat(q, bookmarks, low, high, index):
     """The best of all open bookmarks for q [B, G, T, H/G, K]: ids [B, G, T, X or A], and how many were scored."""
     place = jnp.arange(bookmarks.point_BGMRK.shape[2], dtype=jnp.int32)
 
-    def of_group(q_THK, point_MRK, log_count_MR, low_T, high_T):
+    def of_group(q_THK, node, low_T, high_T):
         T, H, K = q_THK.shape
-        score = _score(q_THK.reshape(T * H, K), point_MRK, log_count_MR, index)
+        score = _score(q_THK.reshape(T * H, K), *precision.unpack(*node), index)
         is_open = (place >= low_T[:, None]) & (place < high_T[:, None])
         score = _pool_heads(score.reshape(T, H, -1), is_open, index.query_pool)
         return tree.best(score, place, index.X or index.A), is_open.sum(
             -1, dtype=jnp.int32
         )
 
-    of_row = jax.vmap(of_group, in_axes=(0, 0, 0, None, None))
-    return jax.vmap(of_row)(
-        q, bookmarks.point_BGMRK, bookmarks.log_count_BGMR, low, high
-    )
+    of_row = jax.vmap(of_group, in_axes=(0, 0, None, None))
+    return jax.vmap(of_row)(q, bookmarks.nodes[0], low, high)
 
 
 def _find_along(q, bookmarks, low, high, index):
@@ -178,15 +176,15 @@ def _find_along(q, bookmarks, low, high, index):
             q_HK, low, high = arguments
 
             def rate(level, id_X, is_open_X):
-                point, log_count = nodes[level]
+                node = nodes[level]
                 if id_X is not None:
-                    point, log_count = point[id_X], log_count[id_X]
-                score_HX = _score(q_HK, point, log_count, index)
+                    node = jax.tree.map(lambda x: x[id_X], node)
+                score_HX = _score(q_HK, *precision.unpack(*node), index)
                 return _pool_heads(score_HX, is_open_X, index.query_pool)
 
             id_X, scored = tree.search(
                 rate,
-                [point.shape[0] for point, _ in nodes],
+                [node[0].shape[0] for node in nodes],
                 low,
                 high,
                 member_M,

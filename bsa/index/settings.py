@@ -9,6 +9,7 @@ DIGESTS = ("clusters", "submeans", "minmax", "meanvar", "distinctive")
 SIMILARITIES = ("dot", "cosine", "pearson")
 LINKED = ("means", "points")
 GROUPED = ("position", "cluster", "chain")
+STORES = ("float32", "bfloat16", "int8")
 ROUTES = ("flat", "chapters", "graph")
 
 
@@ -37,6 +38,7 @@ class IndexSettings:
     query_pool: str
     route_tokens: int
     digest: str
+    store: str
     route: str
     chapter_bookmarks: int
     chapter_by: str
@@ -83,6 +85,11 @@ class IndexSettings:
                 f"index: spans of {self.span_min_blocks} to {self.span_blocks} blocks; set span_min_blocks to 1 or more and "
                 "span_blocks to no less"
             )
+        if self.store == "int8" and self.span_blocks > 1:
+            raise ValueError(
+                f"index: store='int8' with span_blocks={self.span_blocks}: spans are made of points that are kept, which "
+                "int8 would round twice; use bfloat16"
+            )
         if not (0 < self.top_p <= 1 and 0 <= self.min_share < 1):
             raise ValueError(
                 f"index: top_p={self.top_p} and min_share={self.min_share} are shares of attention: above 0 up to 1, and 0 "
@@ -101,6 +108,7 @@ class IndexSettings:
         for name, known in (
             ("query_pool", QUERY_POOLS),
             ("digest", DIGESTS),
+            ("store", STORES),
             ("route", ROUTES),
             ("chapter_by", GROUPED),
             ("similarity", SIMILARITIES),

@@ -16,6 +16,7 @@ from bsa.index import (
     link,
     local,
     metrics,
+    precision,
     route,
     settings,
     span,
@@ -123,8 +124,14 @@ def build_shard(
     parts, spans = build.mark(k_BGNCK, own_M, index), None
     if index.span_blocks > 1:
         parts, spans = _spans(parts, own_M, start_BM, index, devices)
-    chapters = _chapters(*parts[:2], own_M[0], index, devices)
-    bookmarks = build.BookmarkIndex(*_gather(parts), chapters, None, spans)
+    point, log_count, quote = parts
+    point, scale = precision.pack(point, index.store)
+    kept = precision.unpack(point, log_count, scale)
+    chapters = _chapters(*kept, own_M[0], index, devices)
+    point, log_count, quote, scale = _gather((point, log_count, quote, scale))
+    bookmarks = build.BookmarkIndex(
+        point, log_count, quote, chapters, None, spans, scale
+    )
     if not index.P:
         return bookmarks
     low_BM = build.first_bookmark(start_BM, index.C)

@@ -41,6 +41,7 @@ CHAPTERS = bookmarks_only(
     route="chapters",
     X=4,
     query_pool="heads",
+    store="int8",
     chapter_by="cluster",
     volume_chapters=2,
 )

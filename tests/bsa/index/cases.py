@@ -29,6 +29,7 @@ BASE = IndexSettings(
     query_pool="mean",
     route_tokens=16,
     digest="clusters",
+    store="float32",
     route="flat",
     chapter_bookmarks=3,
     chapter_by="position",
@@ -50,6 +51,7 @@ EVERYTHING = dataclasses.replace(
     A=3,
     top_p=0.61,
     query_pool="heads",
+    store="bfloat16",
     route="graph",
     chapter_bookmarks=2,
     chapter_by="cluster",
@@ -72,9 +74,11 @@ def indices(draw, routes=("flat", "chapters", "graph")):
     two = digest in ("minmax", "meanvar")
     grouped = draw(st.sampled_from(["position", *GROUPED]))
     shortest, longest = draw(st.sampled_from([(1, 1), (1, 1), (1, 3), (2, 4), (2, 2)]))
+    stores = ["float32", "float32", "bfloat16", *(["int8"] if longest == 1 else [])]
     index = dataclasses.replace(
         BASE,
         digest=digest,
+        store=draw(st.sampled_from(stores)),
         C=C,
         A=draw(st.integers(2, 3)),
         span_blocks=longest,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bsa.index import link, reference, reference_search, span
+from bsa.index import link, precision, reference, reference_search, span
 from bsa.index.settings import DIGESTS
 from tests.bsa.index import cases
 
@@ -20,6 +20,7 @@ NARROW = dataclasses.replace(
     cases.BASE,
     R=3,
     query_pool="heads",
+    store="int8",
     route="graph",
     chapter_bookmarks=2,
     chapter_levels=3,
@@ -87,7 +88,8 @@ def test_index_and_choices(index, seed, documents, kinds):
 
 def check_nodes(bookmarks, expected, g):
     assert len(bookmarks.nodes) == len(expected["levels"])
-    for (point, log_count), level in zip(bookmarks.nodes, expected["levels"]):
+    for node, level in zip(bookmarks.nodes, expected["levels"]):
+        point, log_count = precision.unpack(*node)
         assert point.shape[2] == len(level)
         for n, digest in enumerate(level):
             cases.check_digest(point[0, g, n], log_count[0, g, n], *digest)
@@ -228,6 +230,7 @@ def test_texts_that_cannot_be_indexed_say_why(tokens, message):
         ({"route": "graph"}, "set P above 0"),
         ({"chapter_by": "cluster"}, "at least 2 share"),
         ({"volume_chapters": 2}, "a volume of its own"),
+        ({"store": "int8", "span_blocks": 2}, "round twice"),
         ({"top_p": 0.0}, "shares of attention"),
         ({"min_share": 1.0}, "shares of attention"),
         ({"route": "graph", "P": 1, "X": 9}, "cannot give"),

@@ -209,7 +209,7 @@ def test_the_index_of_shards_is_the_index(devices, longest):
     changes |= {"chapter_bookmarks": 4, "chapter_levels": 2, "route_tokens": 64}
     if longest > 1:
         changes |= {"span_blocks": longest, "span_similarity": 0.2}
-        changes |= {"chapter_by": "chain", "volume_chapters": 2}
+        changes |= {"chapter_by": "chain", "volume_chapters": 2, "store": "bfloat16"}
     index = settings.IndexSettings(**base.get_config().index.to_dict() | changes)
     q, k, _, _, _ = make_arrays()
     position = jnp.where(jnp.arange(T) > 150, jnp.arange(T) - 151, jnp.arange(T))
