@@ -54,7 +54,7 @@ def _draw_lists(batch, length, entries):
 
 
 def measure(batch, length, read_len):
-    """Records of one batch size, of `length` tokens of cache."""
+    """Yields the record of one batch size, of `length` tokens of cache."""
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (batch, 1, H, K), jnp.bfloat16)
     cache = [
@@ -86,7 +86,7 @@ def measure(batch, length, read_len):
         for name, step in (("mosaic_gpu", attend), ("dense", attend_densely))
     }
     selected_bytes = 2 * 2 * batch * G * read_len * K
-    return {
+    yield {
         "part": "decode",
         "batch": batch,
         "length": length,

@@ -18,12 +18,14 @@ which the parity suite holds to the oracle. Run on a CPU with `xla` only, not on
 
 import argparse
 import datetime
+import faulthandler
 import json
 import math
 import os
 import pathlib
 import subprocess
 import sys
+import time
 import types
 from concurrent import futures
 
@@ -37,6 +39,7 @@ from experiments import (
     bench_cases,
     bench_decode,
     bench_flex,
+    bench_nsa,
     bench_parity,
     bench_timing,
 )
@@ -44,9 +47,7 @@ from pallas_kernels import mosaic_gpu_readers, tiles
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULT = ROOT / "experiments" / "results" / "kernels_h100.json"
-PARTS = ["parity", "capacity", "decode", "time"]
-BACKWARD = 2.5
-"""FLOPs of a backward pass over those of a forward pass: five matmuls for two."""
+PARTS = ["parity", "capacity", "decode", "nsa", "time"]
 DENSE_HEADS_LENGTH = 2**18
 """Longest text for which dense attention is timed with other heads than the first case's."""
 
@@ -86,13 +87,12 @@ def time_case(case, length, flags, dense):
     rates = {}
     for (implementation, of_pass), function in zip(rows, compiled):
         record = base | {"pass": of_pass, "implementation": implementation}
-        factor = 1 if of_pass == "forward" else 1 + BACKWARD
         is_dense = implementation == "cudnn"
         try:
             ms, repeats, result = bench_timing.measure(
                 function.result(), (arrays, selection), flags.repeats, flags.seconds
             )
-            rate = 4 * case.K * factor / ms / 1e9
+            rate = 4 * case.K * bench_timing.WORK[of_pass] / ms / 1e9
             rate *= bench_cases.count_pairs(case, length) if is_dense else pairs
             record |= {"ms": ms, "repeats": repeats, "tflops": rate}
             if is_dense:
@@ -107,9 +107,8 @@ def time_case(case, length, flags, dense):
                         oracle.result(), arrays, selection, result
                     )
             del result
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            # Refused, out of memory, or no cuDNN.
-            record |= {"failed": str(error).splitlines()[0][:300]}
+        except Exception as error:  # noqa: BLE001 refused, out of memory, no cuDNN
+            record |= bench_timing.describe_failure(error)
         yield record
     if "flex" in flags.peers and case.query_block == case.key_block:
         yield from _time_flex(case, length, flags, arrays, selection, pairs, rates)
@@ -124,11 +123,10 @@ def _time_flex(case, length, flags, arrays, selection, pairs, rates):
             case, arrays, selection, flags.repeats, flags.seconds
         )
     except Exception as error:  # noqa: BLE001 torch and its compiler raise what they like
-        yield base | {"failed": (str(error).splitlines() or [repr(error)])[0][:300]}
+        yield base | bench_timing.describe_failure(error)
         return
     for of_pass, (ms, repeats) in found.items():
-        factor = 1 if of_pass == "forward" else 1 + BACKWARD
-        rate = 4 * case.K * factor * pairs / ms / 1e9
+        rate = 4 * case.K * bench_timing.WORK[of_pass] * pairs / ms / 1e9
         record = base | {"pass": of_pass, "ms": ms, "repeats": repeats, "tflops": rate}
         if of_pass in rates:
             record["ours_over_this"] = rates[of_pass] / rate
@@ -183,22 +181,42 @@ def measure_capacity(case, length, flags):
     yield record
 
 
-def run(flags):
-    """Records of all parts that were asked for."""
+def list_work(flags):
+    """(part, what its records have in common, generator of them), one after another."""
     cases = [x for x in bench_cases.CASES if x.name in flags.cases]
     if "parity" in flags.parts:
-        yield from bench_parity.check(flags.implementation, flags.draws)
+        yield "parity", {}, bench_parity.check(flags.implementation, flags.draws)
     if "capacity" in flags.parts:
         for case in (cases[0], cases[-1]):
-            yield from measure_capacity(case, flags.capacity, flags)
+            base = {"case": case.name, "length": flags.capacity}
+            yield "capacity", base, measure_capacity(case, flags.capacity, flags)
     if "decode" in flags.parts:
         for batch in (1, 8):
-            yield bench_decode.measure(batch, flags.capacity, read_len=2560)
+            records = bench_decode.measure(batch, flags.capacity, read_len=2560)
+            yield "decode", {"batch": batch}, records
+    if "nsa" in flags.parts:
+        for length in [x for x in flags.lengths if x <= bench_nsa.LONGEST]:
+            for pool in bench_nsa.POOLS:
+                base = {"length": length, "pool": pool}
+                yield "nsa", base, bench_nsa.measure(length, pool, flags)
     if "time" in flags.parts:
         dense = {}
         for length in flags.lengths:
             for case in cases:
-                yield from time_case(case, length, flags, dense)
+                base = {"case": case.name, "length": length}
+                yield "time", base, time_case(case, length, flags, dense)
+
+
+def run(flags):
+    """Records of all parts that were asked for. What fails is a record, and the rest goes on."""
+    end = time.monotonic() + flags.budget
+    for part, base, records in list_work(flags):
+        if time.monotonic() > end:
+            return
+        try:
+            yield from records
+        except Exception as error:  # noqa: BLE001
+            yield {"part": part} | base | bench_timing.describe_failure(error)
 
 
 def describe_run(experiment):
@@ -237,6 +255,12 @@ def parse_flags():
     parser.add_argument("--errors", choices=["xla", "none"], default="xla")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=15, help="of a row, at most")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=3600,
+        help="seconds after which nothing is begun; a minute later the process ends",
+    )
     parser.add_argument("--draws", type=int, default=20, help="of each random setting")
     parser.add_argument(
         "--capacity", type=int, default=2**20, help="tokens of `capacity` and `decode`"
@@ -247,6 +271,7 @@ def parse_flags():
 
 def main():
     flags, records = parse_flags(), []
+    faulthandler.dump_traceback_later(flags.budget + 60, exit=True)
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     for record in run(flags):
         if not (records and records[-1] is record):  # Else one that has grown.

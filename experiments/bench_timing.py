@@ -10,6 +10,10 @@ from experiments import bench_cases
 from pallas_kernels import block_sparse_attention
 
 PASSES = ("forward", "forward+backward")
+BACKWARD = 2.5
+"""FLOPs of a backward pass over those of a forward pass: five matmuls for two."""
+WORK = {"forward": 1, "forward+backward": 1 + BACKWARD}
+"""FLOPs of a pass over those of a forward pass."""
 GRADIENTS = ("out", "dq", "dk", "dv")
 
 
@@ -82,3 +86,25 @@ def find_errors(oracle, arrays, selection, result):
     arrays = [x.astype(jnp.float32) for x in arrays]
     errors = compare(result, oracle(arrays, selection)[: len(result)])
     return {f"error_{name}": float(x) for name, x in zip(GRADIENTS, errors)}
+
+
+def measure_torch(run, repeats, seconds):
+    """The same of a function without arguments that starts work of torch's; its first call compiles and tunes."""
+    import torch
+
+    result = run()
+    torch.cuda.synchronize()
+    times = []
+    while not times or (len(times) < repeats and sum(times) < seconds):
+        del result
+        start = time.perf_counter()
+        result = run()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times), len(times), result
+
+
+def describe_failure(error):
+    """An error as part of a record."""
+    line = (str(error).strip().splitlines() or [""])[0][:300]
+    return {"failed": f"{type(error).__name__}: {line}"}
