@@ -6,11 +6,13 @@
 
 Parts: `time` (forward, and forward with backward), `capacity` (one layer's forward and
 backward at a million tokens), `decode` (one token, caches as long), `parity` (random calls
-against the oracle, and twice for the same bits). Peers of `time`: cuDNN's dense causal
-attention, FlexAttention if there is torch.
+against the oracle, and twice for the same bits), `nsa` (tokens that choose, up to 128K of
+them, against flash-linear-attention), `end_to_end` (a layer from keys to output, by each of
+`--routes`, against dense). Peers of `time`: cuDNN's dense causal attention, FlexAttention if
+there is torch. What fails is a record, too.
 
-Needs JAX and NumPy alone. Writes experiments/results/kernels_h100.json after each record: flat
-ones. Milliseconds are medians; TFLOP/s count the pairs of queries and keys in listed blocks
+Needs JAX, NumPy and absl alone. Writes experiments/results/kernels_h100.json after each
+record: flat ones. Milliseconds are medians; TFLOP/s count the pairs of queries and keys in listed blocks
 (dense: below the diagonal), 4*K FLOP a pair and query head forward and 2.5 times that
 backward. Errors, of all entries and relative to the largest, are against `xla` in float32,
 which the parity suite holds to the oracle. Run on a CPU with `xla` only, not on a card yet.
@@ -38,6 +40,7 @@ import jax.numpy as jnp
 from experiments import (
     bench_cases,
     bench_decode,
+    bench_end_to_end,
     bench_flex,
     bench_nsa,
     bench_parity,
@@ -47,7 +50,7 @@ from pallas_kernels import mosaic_gpu_readers, tiles
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULT = ROOT / "experiments" / "results" / "kernels_h100.json"
-PARTS = ["parity", "capacity", "decode", "nsa", "time"]
+PARTS = ["parity", "capacity", "decode", "nsa", "end_to_end", "time"]
 DENSE_HEADS_LENGTH = 2**18
 """Longest text for which dense attention is timed with other heads than the first case's."""
 
@@ -199,6 +202,15 @@ def list_work(flags):
             for pool in bench_nsa.POOLS:
                 base = {"length": length, "pool": pool}
                 yield "nsa", base, bench_nsa.measure(length, pool, flags)
+    if "end_to_end" in flags.parts:
+        dense = {}
+        for length in flags.lengths:
+            base = {"length": length}
+            records = bench_end_to_end.measure_dense(length, flags, dense)
+            yield "end_to_end", base | {"implementation": "cudnn"}, records
+            for name in flags.routes:
+                records = bench_end_to_end.measure(length, name, flags, dense)
+                yield "end_to_end", base | {"route": name}, records
     if "time" in flags.parts:
         dense = {}
         for length in flags.lengths:
@@ -252,6 +264,7 @@ def parse_flags():
     parser.add_argument("--lengths", type=numbers, default=[2**15, 2**17, 2**20])
     names = [case.name for case in bench_cases.CASES]
     parser.add_argument("--cases", type=words, default=names)
+    parser.add_argument("--routes", type=words, default=["chapters", "flat", "graph"])
     parser.add_argument("--errors", choices=["xla", "none"], default="xla")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=15, help="of a row, at most")
