@@ -5,17 +5,25 @@ coarse to fine (`tree`), a beam at each level. `graph`: the same to enter, then 
 shortlist, exact keys decide after any of them. Memory is one piece of `route_tokens` tokens at a time.
 """
 
+import dataclasses
+import functools
 import operator
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, digest, graph, local, settings, tree
+from bsa.index import build, chapter, digest, graph, local, settings, tree
 from pallas_kernels import shapes
 
-BATCH = 64
-"""Tokens whose candidates are gathered at once."""
+GATHERED_BYTES = 2**30
+"""Of candidates that are gathered at once, where the compiler doesn't fuse gathering with scoring."""
+
+SPANS = 8
+"""Parts of a row, each of which scores bookmarks up to its own end: 7/16 of the work on the coarsest nodes is left out."""
+
+SPAN_PIECES = 8
+"""Fewest pieces of a part: each is compiled for itself."""
 
 
 def choose_blocks(
@@ -59,7 +67,7 @@ def search(
     B, G, K, M = (sizes[letter] for letter in "BGKM")
     k_BGMCK = k_BSGK.reshape(B, M, index.C, G, K).transpose(0, 3, 1, 2, 4)
     return search_blocks(
-        q_BTHK, k_BGMCK, bookmarks, view.open_blocks, index, scale=scale
+        q_BTHK, k_BGMCK, bookmarks, view.open_blocks, index, scale=scale, is_row=True
     )
 
 
@@ -72,6 +80,7 @@ def search_blocks(
     *,
     scale: float,
     read=operator.getitem,
+    is_row: bool = False,
 ):
     """`search` for tokens anywhere in a text whose keys lie in blocks.
 
@@ -79,6 +88,7 @@ def search_blocks(
         keys: k_BGMCK, or a tree of arrays that begin with these three axes.
         open_blocks: low_BT and high_BT, as `LocalView.open_blocks`.
         read: (keys of one row and head, id_X) -> k_XCK, floating.
+        is_row: the tokens are all of the row, whose later bookmarks are then not even scored for its earlier tokens.
     """
     sizes = shapes.check(q_BTHK=q_BTHK, point_BGMRK=bookmarks.point_BGMRK)
     B, T, H, G, K = (sizes[letter] for letter in "BTHGK")
@@ -98,7 +108,7 @@ def search_blocks(
     q = pieces(q_BTHK.reshape(B, T, G, H // G, K), 1)
     low_BT, high_BT = open_blocks
 
-    def choose(arguments):
+    def choose(bookmarks, arguments):
         q, low, high = arguments
         q = jnp.moveaxis(q, 1, 2).astype(jnp.float32) * scale
         if index.query_pool == "mean":
@@ -107,15 +117,42 @@ def search_blocks(
         choice, scored = find(q, bookmarks, low, high, index)
         if index.X:
             choice = _exact_best(q, keys, choice, index, read)
-        return choice, scored
+        missing = index.A - choice.shape[-1]
+        return jnp.pad(
+            choice, [(0, 0)] * 3 + [(0, missing)], constant_values=-1
+        ), scored
 
-    choice, scored = lax.map(choose, (q, pieces(low_BT, 1), pieces(high_BT, 1)))
+    rows = q, pieces(low_BT, 1), pieces(high_BT, 1)
+    span = max(-(-q.shape[0] // SPANS), SPAN_PIECES) if is_row else q.shape[0]
+    found = []
+    for begin in range(0, q.shape[0], span):
+        seen = bookmarks
+        if is_row:
+            seen = _before(bookmarks, (begin + span) * piece, index)
+        part = [x[begin : begin + span] for x in rows]
+        found.append(lax.map(functools.partial(choose, seen), part))
+    choice, scored = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
     choice = jnp.moveaxis(choice, 0, 2).reshape(B, G, T + pad, -1)[:, :, :T]
     scored = jnp.moveaxis(scored, 0, 2).reshape(B, G, T + pad)[:, :, :T]
-    choice = jnp.pad(
-        choice, [(0, 0)] * 3 + [(0, index.A - choice.shape[-1])], constant_values=-1
-    )
     return choice.astype(jnp.int32), scored
+
+
+def _before(bookmarks, num_tokens, index):
+    """The index without those of its coarsest nodes that no token before `num_tokens` can see."""
+    *finer, coarsest = bookmarks.nodes
+    size = -(-num_tokens // (index.C * index.chapter_bookmarks ** len(finer)))
+    point, log_count = (x[:, :, :size] for x in coarsest)
+    if not finer:
+        return dataclasses.replace(
+            bookmarks, point_BGMRK=point, log_count_BGMR=log_count
+        )
+    chapters = *bookmarks.chapters[:-1], chapter.Chapters(point, log_count)
+    return dataclasses.replace(bookmarks, chapters=chapters)
+
+
+def _count_batch(token_bytes):
+    """Tokens whose candidates are gathered at once, a power of two."""
+    return 1 << max(0, (GATHERED_BYTES // token_bytes).bit_length() - 1)
 
 
 def _find_flat(q, bookmarks, low, high, index):
@@ -144,6 +181,11 @@ def _find_along(q, bookmarks, low, high, index):
     num = index.X or index.A
     is_graph = index.route == "graph"
     links = bookmarks.links if is_graph else None
+    width = (index.beam + 2) * index.chapter_bookmarks
+    if is_graph:
+        width = max(width, index.frontier * (1 + index.P + index.children))
+    gathered = bookmarks.nodes[:-1] or bookmarks.nodes
+    batch = _count_batch(4 * width * max(x[:, :, 0].size for x, _ in gathered))
 
     def of_group(q_THK, nodes, links, low_T, high_T):
         def of_token(arguments):
@@ -179,7 +221,7 @@ def _find_along(q, bookmarks, low, high, index):
                 scored += more
             return id_X[:num], scored
 
-        return lax.map(of_token, (q_THK, low_T, high_T), batch_size=BATCH)
+        return lax.map(of_token, (q_THK, low_T, high_T), batch_size=batch)
 
     of_row = jax.vmap(of_group, in_axes=(0, 0, 0, None, None))
     return jax.vmap(of_row)(q, bookmarks.nodes, links, low, high)
@@ -187,6 +229,8 @@ def _find_along(q, bookmarks, low, high, index):
 
 def _exact_best(q, keys, choice, index, read):
     """The A best of each token's shortlist by the blocks' own keys."""
+    B, G, _, _, K = q.shape
+    batch = _count_batch(4 * B * G * choice.shape[-1] * index.C * K)
 
     def of_group(q_THK, keys, choice_TX):
         def of_token(arguments):
@@ -196,7 +240,7 @@ def _exact_best(q, keys, choice, index, read):
             score_X = _pool_heads(score_HX, choice_X >= 0, index.query_pool)
             return tree.best(score_X, choice_X, index.A)
 
-        return lax.map(of_token, (q_THK, choice_TX), batch_size=BATCH)
+        return lax.map(of_token, (q_THK, choice_TX), batch_size=batch)
 
     return jax.vmap(jax.vmap(of_group))(q, keys, choice)
 

@@ -77,7 +77,13 @@ def choose(
         B, T, G, K = k_BSGK.shape
         keys = k_BSGK.reshape(B, T // index.C, index.C, G, K).transpose(0, 3, 1, 2, 4)
         choice_BGTA, scored_BGT = route.search_blocks(
-            q_BTHK, keys, bookmarks, view.open_blocks, index, scale=scale
+            q_BTHK,
+            keys,
+            bookmarks,
+            view.open_blocks,
+            index,
+            scale=scale,
+            is_row=devices == 1,
         )
         lists, refused_BGQ = unite.unite(
             choice_BGTA,
