@@ -53,7 +53,7 @@ def _draw_lists(batch, length, entries):
     return BlockSelection(block_id, count, None, query_block, KEY_BLOCK)
 
 
-def measure(batch, length, read_len):
+def measure(batch, length, read_len=2560):
     """Yields the record of one batch size, of `length` tokens of cache."""
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (batch, 1, H, K), jnp.bfloat16)

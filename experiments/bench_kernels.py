@@ -15,20 +15,19 @@ Needs JAX, NumPy and absl alone. Writes experiments/results/kernels_h100.json af
 record: flat ones. Milliseconds are medians; TFLOP/s count the pairs of queries and keys in listed blocks
 (dense: below the diagonal), 4*K FLOP a pair and query head forward and 2.5 times that
 backward. Errors, of all entries and relative to the largest, are against `xla` in float32,
-which the parity suite holds to the oracle. Run on a CPU with `xla` only, not on a card yet.
+which the parity suite holds to the oracle. `bench_report` joins the files of several runs.
+Run on a CPU with `xla` only, not on a card yet.
 """
 
 import argparse
 import datetime
 import faulthandler
 import json
-import math
 import os
 import pathlib
 import subprocess
 import sys
 import time
-import types
 from concurrent import futures
 
 # Torch needs a part of the card's memory.
@@ -38,6 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import (
+    bench_capacity,
     bench_cases,
     bench_decode,
     bench_end_to_end,
@@ -46,7 +46,6 @@ from experiments import (
     bench_parity,
     bench_timing,
 )
-from pallas_kernels import mosaic_gpu_readers, tiles
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULT = ROOT / "experiments" / "results" / "kernels_h100.json"
@@ -136,54 +135,6 @@ def _time_flex(case, length, flags, arrays, selection, pairs, rates):
         yield record
 
 
-def count_reader_bytes(case, selection, length):
-    """Bytes of the transposed lists of the pass for dK and dV."""
-    keys = tiles.hopper_dkv(case.K).keys
-    plan = types.SimpleNamespace(blocks=keys // case.key_block, has_bias=False)
-    readers = jax.eval_shape(
-        lambda: mosaic_gpu_readers.collect(
-            plan,
-            selection.block_id_BGQJ,
-            selection.count_BGQ,
-            None,
-            length // keys,
-            256,
-        )
-    )
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(readers))
-
-
-def measure_capacity(case, length, flags):
-    """One layer's forward and backward at `length` tokens: time and bytes."""
-    selection = jax.jit(lambda: bench_cases.make_selection(case, length))()
-    function = bench_timing.compile_pass(
-        case, length, flags.implementation, bench_timing.PASSES[1], selection
-    )
-    memory = function.memory_analysis()
-    Q, blocks = length // case.query_block, length // case.key_block
-    record = {
-        "part": "capacity",
-        "case": case.name,
-        "length": length,
-        "implementation": flags.implementation,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "output_bytes": memory.output_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "list_bytes": sum(x.nbytes for x in jax.tree.leaves(selection)),
-        "transposed_bytes": count_reader_bytes(case, selection, length),
-        # Ids of key blocks a query block, and of query blocks a key block; each full or not.
-        "flex_table_bytes": 4 * 4 * case.H * Q * blocks,
-    }
-    yield record
-    arguments = bench_cases.make_arrays(case, length), selection
-    ms, repeats, _ = bench_timing.measure(function, arguments, 3, flags.seconds)
-    # The highest of the process so far: run this part alone.
-    stats = jax.devices()[0].memory_stats() or {}
-    peak_bytes = stats.get("peak_bytes_in_use")
-    record |= {"ms": ms, "repeats": repeats, "peak_bytes": peak_bytes}
-    yield record
-
-
 def list_work(flags):
     """(part, what its records have in common, generator of them), one after another."""
     cases = [x for x in bench_cases.CASES if x.name in flags.cases]
@@ -192,11 +143,14 @@ def list_work(flags):
     if "capacity" in flags.parts:
         for case in (cases[0], cases[-1]):
             base = {"case": case.name, "length": flags.capacity}
-            yield "capacity", base, measure_capacity(case, flags.capacity, flags)
+            yield "capacity", base, bench_capacity.measure(case, flags.capacity, flags)
     if "decode" in flags.parts:
         for batch in (1, 8):
-            records = bench_decode.measure(batch, flags.capacity, read_len=2560)
-            yield "decode", {"batch": batch}, records
+            yield (
+                "decode",
+                {"batch": batch},
+                bench_decode.measure(batch, flags.capacity),
+            )
     if "nsa" in flags.parts:
         for length in [x for x in flags.lengths if x <= bench_nsa.LONGEST]:
             for pool in bench_nsa.POOLS:
@@ -287,7 +241,7 @@ def main():
     faulthandler.dump_traceback_later(flags.budget + 60, exit=True)
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     for record in run(flags):
-        if not (records and records[-1] is record):  # Else one that has grown.
+        if not records or records[-1] is not record:  # Else one that has grown.
             records.append(record)
         print(json.dumps(record), flush=True)
         text = json.dumps(
