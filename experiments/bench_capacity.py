@@ -6,21 +6,22 @@ import types
 import jax
 
 from experiments import bench_cases, bench_timing
-from pallas_kernels import mosaic_gpu_readers, tiles
+from pallas_kernels import mosaic_gpu_plan, mosaic_gpu_readers, tiles
 
 
 def count_reader_bytes(case, selection, length):
     """Bytes of the transposed lists of the pass for dK and dV."""
-    keys = tiles.hopper_dkv(case.K).keys
-    plan = types.SimpleNamespace(blocks=keys // case.key_block, has_bias=False)
+    sizes = tiles.hopper_dkv(case.K)
+    parts = -(-case.H // case.G * case.query_block // mosaic_gpu_plan.PART)
+    plan = types.SimpleNamespace(blocks=sizes.keys // case.key_block, has_bias=False)
     readers = jax.eval_shape(
         lambda: mosaic_gpu_readers.collect(
             plan,
             selection.block_id_BGQJ,
             selection.count_BGQ,
             None,
-            length // keys,
-            256,
+            length // sizes.keys,
+            max(1, sizes.piece_steps // parts),
         )
     )
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(readers))
