@@ -53,8 +53,8 @@ def _draw_lists(batch, length, entries):
     return BlockSelection(block_id, count, None, query_block, KEY_BLOCK)
 
 
-def measure(batch, length, read_len):
-    """Records of one batch size, of `length` tokens of cache."""
+def measure(batch, length, read_len=2560):
+    """Yields the record of one batch size, of `length` tokens of cache."""
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (batch, 1, H, K), jnp.bfloat16)
     cache = [
@@ -86,7 +86,7 @@ def measure(batch, length, read_len):
         for name, step in (("mosaic_gpu", attend), ("dense", attend_densely))
     }
     selected_bytes = 2 * 2 * batch * G * read_len * K
-    return {
+    yield {
         "part": "decode",
         "batch": batch,
         "length": length,

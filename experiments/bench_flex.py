@@ -4,10 +4,9 @@ Blocks below the diagonal are given as full ones, which spares their masks; thos
 diagonal get a causal `mask_mod`.
 """
 
-import statistics
-import time
-
 import jax.numpy as jnp
+
+from experiments import bench_timing
 
 
 def measure(case, arrays, selection, repeats, seconds):
@@ -35,16 +34,8 @@ def measure(case, arrays, selection, repeats, seconds):
         torch.autograd.grad(out, (q, k, v), d_out)
 
     found = {}
-    for name, run in (("forward", forward), ("forward+backward", both)):
-        run()  # compiles
-        torch.cuda.synchronize()
-        times = []
-        while len(times) < repeats and 1e-3 * sum(times) < seconds:
-            start = time.perf_counter()
-            run()
-            torch.cuda.synchronize()
-            times.append(1e3 * (time.perf_counter() - start))
-        found[name] = statistics.median(times), len(times)
+    for name, run in zip(bench_timing.PASSES, (forward, both)):
+        found[name] = bench_timing.measure_torch(run, repeats, seconds)[:2]
     return found
 
 

@@ -6,25 +6,28 @@
 
 Parts: `time` (forward, and forward with backward), `capacity` (one layer's forward and
 backward at a million tokens), `decode` (one token, caches as long), `parity` (random calls
-against the oracle, and twice for the same bits). Peers of `time`: cuDNN's dense causal
-attention, FlexAttention if there is torch.
+against the oracle, and twice for the same bits), `nsa` (tokens that choose, up to 128K of
+them, against flash-linear-attention), `end_to_end` (a layer from keys to output, by each of
+`--routes`, against dense). Peers of `time`: cuDNN's dense causal attention, FlexAttention if
+there is torch. What fails is a record, too.
 
-Needs JAX and NumPy alone. Writes experiments/results/kernels_h100.json after each record: flat
-ones. Milliseconds are medians; TFLOP/s count the pairs of queries and keys in listed blocks
+Needs JAX, NumPy and absl alone. Writes experiments/results/kernels_h100.json after each
+record: flat ones. Milliseconds are medians; TFLOP/s count the pairs of queries and keys in listed blocks
 (dense: below the diagonal), 4*K FLOP a pair and query head forward and 2.5 times that
 backward. Errors, of all entries and relative to the largest, are against `xla` in float32,
-which the parity suite holds to the oracle. Run on a CPU with `xla` only, not on a card yet.
+which the parity suite holds to the oracle. `bench_report` joins the files of several runs.
+Run on a CPU with `xla` only, not on a card yet.
 """
 
 import argparse
 import datetime
+import faulthandler
 import json
-import math
 import os
 import pathlib
 import subprocess
 import sys
-import types
+import time
 from concurrent import futures
 
 # Torch needs a part of the card's memory.
@@ -34,19 +37,19 @@ import jax
 import jax.numpy as jnp
 
 from experiments import (
+    bench_capacity,
     bench_cases,
     bench_decode,
+    bench_end_to_end,
     bench_flex,
+    bench_nsa,
     bench_parity,
     bench_timing,
 )
-from pallas_kernels import mosaic_gpu_readers, tiles
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULT = ROOT / "experiments" / "results" / "kernels_h100.json"
-PARTS = ["parity", "capacity", "decode", "time"]
-BACKWARD = 2.5
-"""FLOPs of a backward pass over those of a forward pass: five matmuls for two."""
+PARTS = ["parity", "capacity", "decode", "nsa", "end_to_end", "time"]
 DENSE_HEADS_LENGTH = 2**18
 """Longest text for which dense attention is timed with other heads than the first case's."""
 
@@ -86,13 +89,12 @@ def time_case(case, length, flags, dense):
     rates = {}
     for (implementation, of_pass), function in zip(rows, compiled):
         record = base | {"pass": of_pass, "implementation": implementation}
-        factor = 1 if of_pass == "forward" else 1 + BACKWARD
         is_dense = implementation == "cudnn"
         try:
             ms, repeats, result = bench_timing.measure(
                 function.result(), (arrays, selection), flags.repeats, flags.seconds
             )
-            rate = 4 * case.K * factor / ms / 1e9
+            rate = 4 * case.K * bench_timing.WORK[of_pass] / ms / 1e9
             rate *= bench_cases.count_pairs(case, length) if is_dense else pairs
             record |= {"ms": ms, "repeats": repeats, "tflops": rate}
             if is_dense:
@@ -107,9 +109,8 @@ def time_case(case, length, flags, dense):
                         oracle.result(), arrays, selection, result
                     )
             del result
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            # Refused, out of memory, or no cuDNN.
-            record |= {"failed": str(error).splitlines()[0][:300]}
+        except Exception as error:  # noqa: BLE001 refused, out of memory, no cuDNN
+            record |= bench_timing.describe_failure(error)
         yield record
     if "flex" in flags.peers and case.query_block == case.key_block:
         yield from _time_flex(case, length, flags, arrays, selection, pairs, rates)
@@ -124,81 +125,64 @@ def _time_flex(case, length, flags, arrays, selection, pairs, rates):
             case, arrays, selection, flags.repeats, flags.seconds
         )
     except Exception as error:  # noqa: BLE001 torch and its compiler raise what they like
-        yield base | {"failed": (str(error).splitlines() or [repr(error)])[0][:300]}
+        yield base | bench_timing.describe_failure(error)
         return
     for of_pass, (ms, repeats) in found.items():
-        factor = 1 if of_pass == "forward" else 1 + BACKWARD
-        rate = 4 * case.K * factor * pairs / ms / 1e9
+        rate = 4 * case.K * bench_timing.WORK[of_pass] * pairs / ms / 1e9
         record = base | {"pass": of_pass, "ms": ms, "repeats": repeats, "tflops": rate}
         if of_pass in rates:
             record["ours_over_this"] = rates[of_pass] / rate
         yield record
 
 
-def count_reader_bytes(case, selection, length):
-    """Bytes of the transposed lists of the pass for dK and dV."""
-    keys = tiles.hopper_dkv(case.K).keys
-    plan = types.SimpleNamespace(blocks=keys // case.key_block, has_bias=False)
-    readers = jax.eval_shape(
-        lambda: mosaic_gpu_readers.collect(
-            plan,
-            selection.block_id_BGQJ,
-            selection.count_BGQ,
-            None,
-            length // keys,
-            256,
-        )
-    )
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(readers))
-
-
-def measure_capacity(case, length, flags):
-    """One layer's forward and backward at `length` tokens: time and bytes."""
-    selection = jax.jit(lambda: bench_cases.make_selection(case, length))()
-    function = bench_timing.compile_pass(
-        case, length, flags.implementation, bench_timing.PASSES[1], selection
-    )
-    memory = function.memory_analysis()
-    Q, blocks = length // case.query_block, length // case.key_block
-    record = {
-        "part": "capacity",
-        "case": case.name,
-        "length": length,
-        "implementation": flags.implementation,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "output_bytes": memory.output_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "list_bytes": sum(x.nbytes for x in jax.tree.leaves(selection)),
-        "transposed_bytes": count_reader_bytes(case, selection, length),
-        # Ids of key blocks a query block, and of query blocks a key block; each full or not.
-        "flex_table_bytes": 4 * 4 * case.H * Q * blocks,
-    }
-    yield record
-    arguments = bench_cases.make_arrays(case, length), selection
-    ms, repeats, _ = bench_timing.measure(function, arguments, 3, flags.seconds)
-    # The highest of the process so far: run this part alone.
-    stats = jax.devices()[0].memory_stats() or {}
-    peak_bytes = stats.get("peak_bytes_in_use")
-    record |= {"ms": ms, "repeats": repeats, "peak_bytes": peak_bytes}
-    yield record
-
-
-def run(flags):
-    """Records of all parts that were asked for."""
+def list_work(flags):
+    """(part, what its records have in common, generator of them), one after another."""
     cases = [x for x in bench_cases.CASES if x.name in flags.cases]
     if "parity" in flags.parts:
-        yield from bench_parity.check(flags.implementation, flags.draws)
+        yield "parity", {}, bench_parity.check(flags.implementation, flags.draws)
     if "capacity" in flags.parts:
         for case in (cases[0], cases[-1]):
-            yield from measure_capacity(case, flags.capacity, flags)
+            base = {"case": case.name, "length": flags.capacity}
+            yield "capacity", base, bench_capacity.measure(case, flags.capacity, flags)
     if "decode" in flags.parts:
         for batch in (1, 8):
-            yield bench_decode.measure(batch, flags.capacity, read_len=2560)
+            yield (
+                "decode",
+                {"batch": batch},
+                bench_decode.measure(batch, flags.capacity),
+            )
+    if "nsa" in flags.parts:
+        for length in [x for x in flags.lengths if x <= bench_nsa.LONGEST]:
+            for pool in bench_nsa.POOLS:
+                base = {"length": length, "pool": pool}
+                yield "nsa", base, bench_nsa.measure(length, pool, flags)
+    if "end_to_end" in flags.parts:
+        dense = {}
+        for length in flags.lengths:
+            base = {"length": length}
+            records = bench_end_to_end.measure_dense(length, flags, dense)
+            yield "end_to_end", base | {"implementation": "cudnn"}, records
+            for name in flags.routes:
+                records = bench_end_to_end.measure(length, name, flags, dense)
+                yield "end_to_end", base | {"route": name}, records
     if "time" in flags.parts:
         dense = {}
         for length in flags.lengths:
             for case in cases:
-                yield from time_case(case, length, flags, dense)
+                base = {"case": case.name, "length": length}
+                yield "time", base, time_case(case, length, flags, dense)
+
+
+def run(flags):
+    """Records of all parts that were asked for. What fails is a record, and the rest goes on."""
+    end = time.monotonic() + flags.budget
+    for part, base, records in list_work(flags):
+        if time.monotonic() > end:
+            return
+        try:
+            yield from records
+        except Exception as error:  # noqa: BLE001
+            yield {"part": part} | base | bench_timing.describe_failure(error)
 
 
 def describe_run(experiment):
@@ -234,9 +218,16 @@ def parse_flags():
     parser.add_argument("--lengths", type=numbers, default=[2**15, 2**17, 2**20])
     names = [case.name for case in bench_cases.CASES]
     parser.add_argument("--cases", type=words, default=names)
+    parser.add_argument("--routes", type=words, default=["chapters", "flat", "graph"])
     parser.add_argument("--errors", choices=["xla", "none"], default="xla")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=15, help="of a row, at most")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=3600,
+        help="seconds after which nothing is begun; a minute later the process ends",
+    )
     parser.add_argument("--draws", type=int, default=20, help="of each random setting")
     parser.add_argument(
         "--capacity", type=int, default=2**20, help="tokens of `capacity` and `decode`"
@@ -247,9 +238,10 @@ def parse_flags():
 
 def main():
     flags, records = parse_flags(), []
+    faulthandler.dump_traceback_later(flags.budget + 60, exit=True)
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     for record in run(flags):
-        if not (records and records[-1] is record):  # Else one that has grown.
+        if not records or records[-1] is not record:  # Else one that has grown.
             records.append(record)
         print(json.dumps(record), flush=True)
         text = json.dumps(

@@ -10,7 +10,12 @@ from experiments import bench_cases
 from pallas_kernels import block_sparse_attention
 
 PASSES = ("forward", "forward+backward")
+BACKWARD = 2.5
+"""FLOPs of a backward pass over those of a forward pass: five matmuls for two."""
+WORK = {"forward": 1, "forward+backward": 1 + BACKWARD}
+"""FLOPs of a pass over those of a forward pass."""
 GRADIENTS = ("out", "dq", "dk", "dv")
+SAMPLE_SECONDS = 0.02
 
 
 def attend(case, implementation, q_BTHK, k_BSGK, v_BSGK, selection):
@@ -51,22 +56,35 @@ def compile_pass(case, length, implementation, of_pass, selection, dtype=jnp.bfl
 
 
 def measure(function, arguments, repeats, seconds):
-    """Median wall time in milliseconds, how many were taken, and the last result.
+    """Median wall time of a call in milliseconds, how many samples were taken, and the last result.
 
-    At least one call is timed, and no more are begun after `seconds`.
+    A sample is several calls in a row that take `SAMPLE_SECONDS` together, so that what the
+    host needs to start one doesn't count. At least one is taken, and no more are begun after
+    `seconds`.
     """
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments))
-    times = [time.perf_counter() - start]
+    return _measure(
+        lambda: function(*arguments), jax.block_until_ready, repeats, seconds
+    )
+
+
+def _measure(run, wait, repeats, seconds):
+    """`measure`, of work that `run` starts and `wait` waits for. The first call may compile."""
+    wait(run())
+    times, calls = [_time_calls(run, wait, 1)], 1
     if times[0] < seconds / 4:
-        jax.block_until_ready(function(*arguments))
-        times = []
-    while len(times) < repeats and sum(times) < seconds:
-        del result
-        start = time.perf_counter()
-        result = jax.block_until_ready(function(*arguments))
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times), len(times), result
+        calls = max(1, round(SAMPLE_SECONDS / times.pop()))
+    while len(times) < repeats and calls * sum(times) < seconds:
+        times.append(_time_calls(run, wait, calls))
+    return 1e3 * statistics.median(times), len(times), run()
+
+
+def _time_calls(run, wait, calls):
+    """Seconds of a call, mean of several."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        result = run()
+    wait(result)
+    return (time.perf_counter() - start) / calls
 
 
 def find_errors(oracle, arrays, selection, result):
@@ -82,3 +100,16 @@ def find_errors(oracle, arrays, selection, result):
     arrays = [x.astype(jnp.float32) for x in arrays]
     errors = compare(result, oracle(arrays, selection)[: len(result)])
     return {f"error_{name}": float(x) for name, x in zip(GRADIENTS, errors)}
+
+
+def measure_torch(run, repeats, seconds):
+    """`measure`, of a function without arguments that starts work of torch's."""
+    import torch
+
+    return _measure(run, lambda _: torch.cuda.synchronize(), repeats, seconds)
+
+
+def describe_failure(error):
+    """An error as part of a record."""
+    line = (str(error).strip().splitlines() or [""])[0][:300]
+    return {"failed": f"{type(error).__name__}: {line}"}

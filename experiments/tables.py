@@ -6,7 +6,7 @@ Command: python -m experiments.tables [--check]
 import pathlib
 import sys
 
-from experiments import record
+from experiments import bench_report, record
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
@@ -68,8 +68,13 @@ def pretrained() -> str:
     return "\n".join([*lines, "", origin])
 
 
+def kernels() -> str:
+    """What `experiments.bench_kernels` measured, as far as it has."""
+    return bench_report.tables(record.read(bench_report.NAME))
+
+
 PRETRAINED_BUDGET = 832
-TABLES = {"small": small, "pretrained": pretrained}
+TABLES = {"small": small, "pretrained": pretrained, "kernels": kernels}
 
 
 def filled(text: str) -> str:

@@ -20,8 +20,6 @@ from pallas_kernels import (
     tiles,
 )
 
-MAX_PIECE = 256
-"""Most entries of a piece: those that one copy brings."""
 ELEMENTWISE = frozenset(
     {
         *(
@@ -130,8 +128,7 @@ def _differentiate_keys(plan, operands, selection, S, interpret):
     """Gradients of k and v, of S keys of padded width."""
     sizes = tiles.hopper_dkv(plan.K)
     plan = dataclasses.replace(plan, tiles=sizes)
-    length = min(MAX_PIECE, max(1, sizes.piece_steps // plan.num_parts))
-    length = mosaic_gpu_operands.round_up(length, 4)  # A copy has at least 16 bytes.
+    length = max(1, sizes.piece_steps // plan.num_parts)
     num_tiles = -(-S // sizes.keys)
     mask_BGQJ = selection.token_mask_BGQJ
     if plan.has_mask:
@@ -149,7 +146,7 @@ def _differentiate_keys(plan, operands, selection, S, interpret):
         count_BGQ=None,
         token_mask_BGQJ=None,
     )
-    sums = mosaic_gpu_dkv.run(plan, operands, readers, length, interpret)
+    sums = mosaic_gpu_dkv.run(plan, operands, readers, interpret)
     return [
         mosaic_gpu_sum.sum_pieces(
             x, readers.first_piece_BGN, scale, plan.dtype, interpret

@@ -34,7 +34,6 @@ class Shared(NamedTuple):
     k: Any
     v: Any
     segment_key: Any
-    table: Any  # of fields, with a column an entry
     q: Any
     d_out: Any
     lse: Any
@@ -44,16 +43,15 @@ class Shared(NamedTuple):
 
 
 class Barriers(NamedTuple):
-    """The key tile; the table; a stage's arrival, and its release by the consumers."""
+    """The key tile; a stage's arrival, and its release by the consumers."""
 
     keys: Any
-    table: Any
     rows: Any
     free: Any
 
 
 class Place(NamedTuple):
-    """A program's place: batch, key/value head, piece; key tile, its entries, steps."""
+    """A program's place: batch, key/value head, piece; key tile, first entry, steps."""
 
     b: Any
     g: Any
@@ -63,13 +61,13 @@ class Place(NamedTuple):
     steps: Any
 
 
-def run(plan, operands, readers, length, interpret):
+def run(plan, operands, readers, interpret):
     """Differentiates with respect to keys and values.
 
     Args:
         plan: with `tiles.HopperKeyTiles`.
         operands: keys, values and their segments padded to whole tiles.
-        readers: `Readers`, its pieces of at most `length` entries.
+        readers: `Readers` of the key tiles.
     Returns:
         The sums of each piece for dK, which lack the scale, and for dV: float32
         [B, G, P, tile, K].
@@ -83,28 +81,27 @@ def run(plan, operands, readers, length, interpret):
         inputs, readers = tree.unflatten(refs[: len(arrays)])
         dk_ref, dv_ref, shared, barriers = refs[len(arrays) :]
         place = _locate(plan, readers, num_pieces, num_tiles)
+        # Read word by word where it lies: a bulk copy that starts at any entry traps.
+        table_FE = readers.table_BGFE.at[place.b, place.g]
         warpgroup = lax.axis_index("warpgroup")
 
         @pl.when(warpgroup < CONSUMERS)
         def _consumer():
             plgpu.set_max_registers(plan.tiles.consumer_registers, action="increase")
             out_refs = [x.at[place.b, place.g, place.piece] for x in (dk_ref, dv_ref)]
-            _consume(plan, inputs, place, out_refs, shared, barriers, warpgroup)
+            _consume(
+                plan, inputs, place, table_FE, out_refs, shared, barriers, warpgroup
+            )
 
         @pl.when(warpgroup == CONSUMERS)
         def _producer():
             plgpu.set_max_registers(plan.tiles.producer_registers, action="decrease")
-            table_FE = readers.table_BGFE.at[place.b, place.g]
-            some = table_FE.at[:, pl.ds(place.first, length)]
-            _produce(plan, inputs, place, some, shared, barriers)
+            _produce(plan, inputs, place, table_FE, shared, barriers)
 
     kernel = plgpu.kernel(
         body,
         out_type=[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2,
-        scratch_types=(
-            _shared_types(plan, readers.table_BGFE.shape[2], length),
-            _barrier_types(plan),
-        ),
+        scratch_types=(_shared_types(plan), _barrier_types(plan)),
         grid=(plan.B * plan.G * num_pieces,),
         grid_names=("program",),
         num_threads=CONSUMERS + 1,
@@ -115,7 +112,7 @@ def run(plan, operands, readers, length, interpret):
     return kernel(*arrays)
 
 
-def _shared_types(plan, num_fields, length):
+def _shared_types(plan):
     """Shared memory of a thread block."""
     stages, halves = plan.tiles.stages, plan.tiles.keys // PART
     transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
@@ -131,7 +128,6 @@ def _shared_types(plan, num_fields, length):
         k=matrix(halves),
         v=matrix(halves),
         segment_key=ids and vector(ids, halves, PART),
-        table=vector(jnp.int32, num_fields, length),
         q=matrix(stages),
         d_out=matrix(stages),
         lse=vector(jnp.float32, stages, PART),
@@ -148,7 +144,6 @@ def _barrier_types(plan):
     row_copies += plan.blocks * plan.has_bias
     return Barriers(
         keys=plgpu.Barrier(num_arrivals=halves * (2 + plan.has_segments)),
-        table=plgpu.Barrier(),
         rows=plgpu.Barrier(num_arrivals=row_copies, num_barriers=plan.tiles.stages),
         free=plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=plan.tiles.stages),
     )
@@ -165,9 +160,8 @@ def _locate(plan, readers, num_pieces, num_tiles):
 
 
 def _produce(plan, inputs, place, table_FE, shared, barriers):
-    """Copies the key tile and its table, then rows as fast as the consumers release stages."""
-    b, g, _, tile, _, steps = place
-    plgpu.copy_gmem_to_smem(table_FE, shared.table, barriers.table)
+    """Copies the key tile, then rows as fast as the consumers release stages."""
+    b, g, _, tile, first, steps = place
     for half in range(plan.tiles.keys // PART):
         keys = pl.ds(tile * plan.tiles.keys + half * PART, PART)
         copies = [
@@ -178,12 +172,11 @@ def _produce(plan, inputs, place, table_FE, shared, barriers):
             copies.append((inputs.segment_key_BS.at[b, keys], shared.segment_key))
         for gmem, smem in copies:
             plgpu.copy_gmem_to_smem(gmem, smem.at[half], barriers.keys)
-    plgpu.barrier_wait(barriers.table)
 
     @pl.loop(0, steps)
     def _load(step):
         entry, part = mosaic_gpu_plan.divide(step, plan.num_parts)
-        i = shared.table[0, entry]
+        i = table_FE[0, first + entry]
         slot = lax.rem(step, jnp.int32(plan.tiles.stages))
         barrier = barriers.rows.at[slot]
         pl.when(step >= plan.tiles.stages)(
@@ -212,7 +205,7 @@ def _produce(plan, inputs, place, table_FE, shared, barriers):
         if plan.has_bias:
             for p in range(plan.blocks):
                 # A block that isn't listed gets the bias of slot 0, and will be masked.
-                j = shared.table[1 + plan.blocks + p, entry]
+                j = table_FE[1 + plan.blocks + p, first + entry]
                 copies.append(
                     (inputs.bias_rows.at[b, g, i, j, tokens], shared.bias.at[slot, p])
                 )
@@ -222,14 +215,15 @@ def _produce(plan, inputs, place, table_FE, shared, barriers):
     mosaic_gpu_gather.drain(plan, steps, [barriers.free])
 
 
-def _consume(plan, inputs, place, out_refs, shared, barriers, warpgroup):
+def _consume(plan, inputs, place, table_FE, out_refs, shared, barriers, warpgroup):
     """Adds up what the rows of a piece say of a consumer's keys, and stores it."""
 
-    plgpu.barrier_wait(barriers.table)
     plgpu.barrier_wait(barriers.keys)
 
     def accumulate(half, wanted):
-        sums = _accumulate(plan, inputs, place, shared, barriers, half, wanted)
+        sums = _accumulate(
+            plan, inputs, place, table_FE, shared, barriers, half, wanted
+        )
         for index, x in zip(wanted, sums):
             out_refs[index].at[pl.ds(half * PART, PART)][...] = x
 
@@ -241,7 +235,7 @@ def _consume(plan, inputs, place, out_refs, shared, barriers, warpgroup):
             pl.when(mine)(lambda index=index: accumulate(0, (index,)))
 
 
-def _accumulate(plan, inputs, place, shared, barriers, half, wanted):
+def _accumulate(plan, inputs, place, table_FE, shared, barriers, half, wanted):
     """The sums for 64 keys.
 
     Args:
@@ -258,9 +252,9 @@ def _accumulate(plan, inputs, place, shared, barriers, half, wanted):
         slot = lax.rem(step, jnp.int32(plan.tiles.stages))
         entry, part = mosaic_gpu_plan.divide(step, plan.num_parts)
         plgpu.barrier_wait(barriers.rows.at[slot])
+        entry += place.first
         words = [
-            shared.table[1 + keys.first_block + p, entry]
-            for p in range(keys.num_blocks)
+            table_FE[1 + keys.first_block + p, entry] for p in range(keys.num_blocks)
         ]
         q_ref, d_out_ref = shared.q.at[slot], shared.d_out.at[slot]
 
@@ -271,7 +265,7 @@ def _accumulate(plan, inputs, place, shared, barriers, half, wanted):
             s, *dp = mosaic_gpu_matmul.multiply(*pairs)
             segment_ref = shared.segment_query.at[slot] if plan.has_segments else None
             rows = mosaic_gpu_logits.describe_rows(
-                *(plan, inputs, place, shared.table[0, entry], part, segment_ref),
+                *(plan, inputs, place, table_FE[0, entry], part, segment_ref),
                 layout=mosaic_gpu_logits.COLUMN,
             )
             logits, slope = mosaic_gpu_logits.weigh_keys(

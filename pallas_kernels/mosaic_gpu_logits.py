@@ -60,9 +60,9 @@ def describe_rows(plan, inputs, place, i, part, segment_ref, layout=ROW):
     token = row & (plan.query_block - 1)
     head = row >> (plan.query_block.bit_length() - 1)
     q_id = token + inputs.first_id_BQ[place.b, i]
-    limit = jnp.full_like(token, plan.num_keys - 1)
-    if plan.causal:
-        limit = jnp.minimum(q_id - inputs.key_offset_1[0], limit)
+    # Without causality FAR keeps the shape of the sum: the compiler finds no layout else.
+    limit = q_id - inputs.key_offset_1[0] if plan.causal else jnp.maximum(q_id, FAR)
+    limit = jnp.minimum(limit, jnp.full_like(token, plan.num_keys - 1))
     segment = None
     if plan.has_segments:
         segment = plgpu.load(segment_ref, layout=layout)

@@ -49,12 +49,10 @@ def collect(plan, block_id_BGQJ, count_BGQ, token_mask_BGQJ, num_tiles, length):
         same = (tile == jnp.roll(tile, 1)) & (i == jnp.roll(i, 1)) & (position > 0)
         is_new = (position < first_N[-1]) & ~same
         before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(is_new)])
-        # A copy of a piece may pass the end of the last row; fields are 16 bytes apart.
-        size = -(-(E + length) // 4) * 4
-        place = jnp.where(position < first_N[-1], before[1:] - 1, size)
+        place = jnp.where(position < first_N[-1], before[1:] - 1, E)
 
         def field(x, *index):
-            shape = (plan.blocks, size) if index else (size,)
+            shape = (plan.blocks, E) if index else (E,)
             empty = jnp.zeros(shape, jnp.int32)
             return empty.at[*index, place].set(x, mode="drop")
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.decode import blocks, dense, pages, settings
+from bsa.decode import blocks, dense, kernel, pages, settings
 from bsa.decode import cache as caches
 from bsa.index import grow, local, route, unite
 from bsa.model import settings as model_settings
@@ -100,6 +100,12 @@ def attend(
         )
     capacity = context.cache.capacity_tokens + context.cache.piece_tokens
     lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
+    weigh = context.weigh and kind == "b"
+    if not weigh and kernel.can_read(q_BTHK, memory, model.implementation):
+        out_BTHK = kernel.read(
+            q_BTHK, memory.k, memory.v, lists, position_BT[:, 0], scale
+        )
+        return out_BTHK, (memory, _reading(lists, choice_BGTA, None))
     if memory.host is None:
         slot = _slots(memory, lists.block_id_BGQJ)
         take = jax.vmap(jax.vmap(blocks.take))
@@ -107,16 +113,20 @@ def attend(
     else:
         new = (k_BSGK, v_BSGK, position_BT, is_real_BT)
         read = memory.host.exchange(*new, lists.block_id_BGQJ)
-    weigh = context.weigh and kind == "b"
     is_near = _is_near(model, letter)
     out_BTHK, mass_BGJ = _read_lists(
         q_BTHK, *read, lists, position_BT, scale, is_near, weigh
     )
     if kind != "b" or T > 1:
         return out_BTHK, (memory, None)
+    return out_BTHK, (memory, _reading(lists, choice_BGTA, mass_BGJ))
+
+
+def _reading(lists, choice_BGTA, mass_BGJ):
+    """The `Reading` of a single token."""
     reads_BGJ = lists.token_mask_BGQJ[:, :, 0] > 0
     block_id_BGJ = jnp.where(reads_BGJ, lists.block_id_BGQJ[:, :, 0], -1)
-    return out_BTHK, (memory, Reading(block_id_BGJ, choice_BGTA[:, :, 0], mass_BGJ))
+    return Reading(block_id_BGJ, choice_BGTA[:, :, 0], mass_BGJ)
 
 
 def _slots(memory, block_id):

@@ -6,6 +6,8 @@ whose score bounds every logit from above (Quest, arXiv 2406.10774). `meanvar` i
 its score is the mass of a Gaussian with these moments.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,9 +98,16 @@ def score(digest: str, q_HK, point_MRK, log_count_MR):
     elif digest == "meanvar":
         feature_HRK = jnp.stack([q_HK, 0.5 * jnp.square(q_HK)], axis=1)
     else:
-        logit_HMR = jnp.einsum("hk,mrk->hmr", q_HK, point_MRK)
-        return jax.nn.logsumexp(logit_HMR + log_count_MR, axis=-1)
+        logit_HRM = jnp.einsum("hk,rmk->hrm", q_HK, point_MRK.swapaxes(0, 1))
+        return _log_sum(jnp.unstack(logit_HRM + log_count_MR.T, axis=1))
     return jnp.einsum("hrk,mrk->hm", feature_HRK, point_MRK) + log_count_MR[:, 0]
+
+
+def _log_sum(logits):
+    """`logsumexp` of a few arrays, elementwise: XLA reads them once, and joins this with what comes after."""
+    largest = functools.reduce(jnp.maximum, logits)
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    return jnp.log(sum(jnp.exp(x - largest) for x in logits)) + largest
 
 
 def log_tokens(digest: str, log_count):

@@ -6,17 +6,32 @@ shortlist, exact keys decide after any of them; `top_p` and `min_share` then lea
 `route_tokens` tokens at a time.
 """
 
+import dataclasses
+import functools
 import operator
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, digest, graph, local, precision, settings, span, tree
+from bsa.index import (
+    build,
+    chapter,
+    graph,
+    judge,
+    local,
+    precision,
+    settings,
+    span,
+    tree,
+)
 from pallas_kernels import shapes
 
-BATCH = 64
-"""Tokens whose candidates are gathered at once."""
+PARTS = 8
+"""Parts of a row, each of which scores bookmarks up to its own end: 7/16 of the work on the coarsest nodes is left out."""
+
+PART_PIECES = 8
+"""Fewest pieces of a part: each is compiled for itself."""
 
 
 def choose_blocks(
@@ -62,7 +77,13 @@ def search(
     B, G, K, M = (sizes[letter] for letter in "BGKM")
     k_BGMCK = k_BSGK.reshape(B, M, index.C, G, K).transpose(0, 3, 1, 2, 4)
     return search_blocks(
-        q_BTHK, k_BGMCK, bookmarks, open_blocks(view, index), index, scale=scale
+        q_BTHK,
+        k_BGMCK,
+        bookmarks,
+        open_blocks(view, index),
+        index,
+        scale=scale,
+        is_row=True,
     )
 
 
@@ -89,6 +110,7 @@ def search_blocks(
     *,
     scale: float,
     read=operator.getitem,
+    is_row: bool = False,
 ):
     """`search` for tokens anywhere in a text whose keys lie in blocks.
 
@@ -96,6 +118,7 @@ def search_blocks(
         keys: k_BGMCK, or a tree of arrays that begin with these three axes.
         open_blocks: low_BT and high_BT of the function of that name.
         read: (keys of one row and head, id_X) -> k_XCK, floating.
+        is_row: the tokens are all of the row, whose later bookmarks are then not even scored for its earlier tokens.
     """
     sizes = shapes.check(q_BTHK=q_BTHK, point_BGMRK=bookmarks.point_BGMRK)
     B, T, H, G, K = (sizes[letter] for letter in "BTHGK")
@@ -115,37 +138,52 @@ def search_blocks(
     q = pieces(q_BTHK.reshape(B, T, G, H // G, K), 1)
     low_BT, high_BT = open_blocks
 
-    def rate_by_points(q_HK, node, id_X):
-        node = jax.tree.map(lambda x: x[id_X], node)
-        return _score(q_HK, *precision.unpack(*node), index)
-
-    def rate_by_keys(q_HK, keys, id_X):
-        k_XCK = read(keys, id_X).astype(jnp.float32)
-        return jax.nn.logsumexp(jnp.einsum("hk,xck->hxc", q_HK, k_XCK), axis=-1)
-
-    def choose(arguments):
+    def choose(bookmarks, arguments):
         q, low, high = arguments
         q = jnp.moveaxis(q, 1, 2).astype(jnp.float32) * scale
         if index.query_pool == "mean":
             q = q.mean(3, keepdims=True)
         find = _find_flat if index.route == "flat" else _find_along
         choice, scored = find(q, bookmarks, low, high, index)
-        if not index.X and _has_budget(index):
-            choice = _best_again(q, bookmarks.nodes[0], choice, index, rate_by_points)
+        if not index.X and judge.has_budget(index):
+            choice = judge.best_by_points(q, bookmarks.nodes[0], choice, index)
         if bookmarks.spans is not None:
             length_BGM = bookmarks.spans.length_BGM
             choice = span.expand(choice, length_BGM, high, index.X or index.A)
         if index.X:
-            choice = _best_again(q, keys, choice, index, rate_by_keys)
-        return choice, scored
+            choice = judge.best_by_keys(q, keys, choice, index, read)
+        missing = index.A - choice.shape[-1]
+        return jnp.pad(
+            choice, [(0, 0)] * 3 + [(0, missing)], constant_values=-1
+        ), scored
 
-    choice, scored = lax.map(choose, (q, pieces(low_BT, 1), pieces(high_BT, 1)))
+    rows = q, pieces(low_BT, 1), pieces(high_BT, 1)
+    num = max(-(-q.shape[0] // PARTS), PART_PIECES) if is_row else q.shape[0]
+    found = []
+    for begin in range(0, q.shape[0], num):
+        seen = bookmarks
+        if is_row:
+            seen = _before(bookmarks, (begin + num) * piece, index)
+        part = [x[begin : begin + num] for x in rows]
+        found.append(lax.map(functools.partial(choose, seen), part))
+    choice, scored = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
     choice = jnp.moveaxis(choice, 0, 2).reshape(B, G, T + pad, -1)[:, :, :T]
     scored = jnp.moveaxis(scored, 0, 2).reshape(B, G, T + pad)[:, :, :T]
-    choice = jnp.pad(
-        choice, [(0, 0)] * 3 + [(0, index.A - choice.shape[-1])], constant_values=-1
-    )
     return choice.astype(jnp.int32), scored
+
+
+def _before(bookmarks, num_tokens, index):
+    """The index without those of its coarsest nodes that no token before `num_tokens` can see."""
+    *finer, coarsest = bookmarks.nodes
+    size = -(-num_tokens // (index.C * index.chapter_bookmarks ** len(finer)))
+    point, log_count, *scale = jax.tree.map(lambda x: x[:, :, :size], coarsest)
+    if not finer:
+        return dataclasses.replace(
+            bookmarks, point_BGMRK=point, log_count_BGMR=log_count, scale_BGMR=scale[0]
+        )
+    *finer, last = bookmarks.chapters
+    last = chapter.Chapters(point, log_count, last.member_BGM)
+    return dataclasses.replace(bookmarks, chapters=(*finer, last))
 
 
 def _find_flat(q, bookmarks, low, high, index):
@@ -154,9 +192,9 @@ def _find_flat(q, bookmarks, low, high, index):
 
     def of_group(q_THK, node, low_T, high_T):
         T, H, K = q_THK.shape
-        score = _score(q_THK.reshape(T * H, K), *precision.unpack(*node), index)
+        score = judge.score(q_THK.reshape(T * H, K), *precision.unpack(*node), index)
         is_open = (place >= low_T[:, None]) & (place < high_T[:, None])
-        score = _pool_heads(score.reshape(T, H, -1), is_open, index.query_pool)
+        score = judge.pool_heads(score.reshape(T, H, -1), is_open, index.query_pool)
         return tree.best(score, place, index.X or index.A), is_open.sum(
             -1, dtype=jnp.int32
         )
@@ -170,6 +208,11 @@ def _find_along(q, bookmarks, low, high, index):
     num = index.X or index.A
     is_graph = index.route == "graph"
     links = bookmarks.links if is_graph else None
+    width = (index.beam + 2) * index.chapter_bookmarks
+    if is_graph:
+        width = max(width, index.frontier * (1 + index.P + index.children))
+    gathered = bookmarks.nodes[:-1] or bookmarks.nodes
+    batch = judge.count_batch(4 * width * max(x[:, :, 0].size for x, *_ in gathered))
 
     def of_group(q_THK, nodes, member_M, links, low_T, high_T):
         def of_token(arguments):
@@ -179,8 +222,8 @@ def _find_along(q, bookmarks, low, high, index):
                 node = nodes[level]
                 if id_X is not None:
                     node = jax.tree.map(lambda x: x[id_X], node)
-                score_HX = _score(q_HK, *precision.unpack(*node), index)
-                return _pool_heads(score_HX, is_open_X, index.query_pool)
+                score_HX = judge.score(q_HK, *precision.unpack(*node), index)
+                return judge.pool_heads(score_HX, is_open_X, index.query_pool)
 
             id_X, scored = tree.search(
                 rate,
@@ -207,62 +250,7 @@ def _find_along(q, bookmarks, low, high, index):
                 scored += more
             return id_X[:num], scored
 
-        return lax.map(of_token, (q_THK, low_T, high_T), batch_size=BATCH)
+        return lax.map(of_token, (q_THK, low_T, high_T), batch_size=batch)
 
     of_row = jax.vmap(of_group, in_axes=(0, 0, 0, 0, None, None))
     return jax.vmap(of_row)(q, bookmarks.nodes, bookmarks.member_BGM, links, low, high)
-
-
-def _score(q_HK, point_MRK, log_count_MR, index):
-    """`digest.score`, of each token where spans differ in length; NaN for one of none."""
-    score_HM = digest.score(index.digest, q_HK, point_MRK, log_count_MR)
-    if index.span_blocks == 1:
-        return score_HM
-    return score_HM - digest.log_tokens(index.digest, log_count_MR)
-
-
-def _best_again(q, known, choice, index, rate):
-    """The A best of each token's choice by `rate`, a function (q_HK, what is known of a row and head, id_X)."""
-
-    def of_group(q_THK, known, choice_TX):
-        def of_token(arguments):
-            q_HK, choice_X = arguments
-            score_HX = rate(q_HK, known, jnp.maximum(choice_X, 0))
-            score_X = _pool_heads(score_HX, choice_X >= 0, index.query_pool)
-            score_A, choice_A = tree.rank(score_X, choice_X, index.A)
-            if _has_budget(index):
-                return _affordable(score_A, choice_A, index)
-            return choice_A
-
-        return lax.map(of_token, (q_THK, choice_TX), batch_size=BATCH)
-
-    return jax.vmap(jax.vmap(of_group))(q, known, choice)
-
-
-def _has_budget(index):
-    return index.top_p < 1 or index.min_share > 0
-
-
-def _affordable(score_A, choice_A, index):
-    """Of choices, best first, those that `top_p` and `min_share` leave; -1 for the others."""
-    is_there = choice_A >= 0
-    if index.query_pool == "mean":
-        score_A = jax.nn.softmax(score_A, where=is_there)
-    share_A = jnp.where(is_there, score_A, 0)
-    share_A /= jnp.maximum(share_A.sum(), 1e-30)
-    before_A = jnp.cumsum(share_A) - share_A
-    keeps = (before_A < index.top_p) & (share_A >= index.min_share)
-    return jnp.where(keeps, choice_A, -1)
-
-
-def _pool_heads(score, is_open, query_pool):
-    """Scores of heads [..., H/G, X] to scores of their group [..., X]; -inf where a token may not look, or for NaN.
-
-    Sums of softmaxes weigh every head alike (the NSA paper's rule); a single pooled query needs none.
-    """
-    is_open &= ~jnp.isnan(score).any(-2)
-    score = jnp.where(is_open[..., None, :], score, -jnp.inf)
-    if query_pool == "mean":
-        return score[..., 0, :]
-    share = jnp.where(is_open[..., None, :], jax.nn.softmax(score, axis=-1), 0).sum(-2)
-    return jnp.where(is_open, share, -jnp.inf)

@@ -84,6 +84,7 @@ def choose(
             route.open_blocks(view, index),
             index,
             scale=scale,
+            is_row=devices == 1,
         )
         lists, refused_BGQ = unite.unite(
             choice_BGTA,

@@ -16,6 +16,7 @@ from pallas_kernels import (
     mosaic_gpu,
     mosaic_gpu_backward,
     mosaic_gpu_decode,
+    tiles,
 )
 from pallas_kernels.options import Options
 from tests.pallas_kernels import cases, tolerance
@@ -89,7 +90,8 @@ def test_future_tokens_change_no_bit_of_the_gradient_of_past_losses():
 
 def test_pieces_of_a_row_add_up(monkeypatch):
     """A block that all query blocks read, in pieces of four readers."""
-    monkeypatch.setattr(mosaic_gpu_backward, "MAX_PIECE", 4)
+    sizes = dataclasses.replace(tiles.hopper_dkv(64), piece_steps=4)
+    monkeypatch.setattr(tiles, "hopper_dkv", lambda K: sizes)
     case = cases.Case("sink", T=90, S=40, J=3, dtype="bfloat16", causal=False)
     inputs, cotangents = cases.make_inputs(case), cases.make_cotangents(case)
     selection = inputs.selection

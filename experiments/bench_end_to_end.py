@@ -1,0 +1,218 @@
+"""A bookmark layer's attention from queries and keys to its output, against dense attention, for `bench_kernels`.
+
+One program builds the index, lets every token choose, unites the choices and attends, through the functions that the
+model calls; its four steps are timed apart, too. Keys come in runs of one topic, and a query asks for its run's topic, so
+that neighbours ask for the same blocks, though not in the same order.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from bsa.index import build, local, route, settings, unite
+from bsa.parallel import attend as attend_lib
+from bsa.parallel import mesh, select
+from experiments import bench_timing
+
+H, G, K = 16, 4, 128
+WINDOW_TOKENS = 256
+RUN_TOKENS, RUNS_OF_TOPIC = 64, 16
+BACKWARD_LENGTH = 2**18
+"""Longest text for which dense attention's backward is timed, too."""
+COARSEST = 2048
+"""Levels are added until there are at most this many of the coarsest chapters."""
+FLAT = settings.IndexSettings(
+    C=16,
+    query_block=16,
+    J=81,
+    sink_tokens=16,
+    R=2,
+    lloyd_steps=2,
+    A=8,
+    open_tokens=16,
+    X=0,
+    query_pool="mean",
+    route_tokens=1024,
+    digest="clusters",
+    route="flat",
+    chapter_bookmarks=32,
+    chapter_levels=1,
+    chapter_R=8,
+    beam=8,
+    P=0,
+    children=16,
+    similarity="cosine",
+    link_by="means",
+    frontier=32,
+    hops=2,
+)
+"""Lists of 1,296 tokens: sinks, a window of 256 and what 31 tokens chose, 8 blocks each."""
+
+
+def settings_for(route_name, length):
+    """The index of one route; as many levels as the text asks for."""
+    num, levels = length // FLAT.C // FLAT.chapter_bookmarks, 1
+    while num > COARSEST:
+        num, levels = num // FLAT.chapter_bookmarks, levels + 1
+    return dataclasses.replace(
+        FLAT,
+        route=route_name,
+        chapter_levels=levels,
+        P=8 if route_name == "graph" else 0,
+    )
+
+
+def draw(length):
+    """Random q, k, v and a cotangent of out, in bfloat16."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    num_runs = length // RUN_TOKENS
+    num_topics = max(2, num_runs // RUNS_OF_TOPIC)
+    center = jax.random.normal(keys[0], (num_topics, G, K), jnp.bfloat16)
+    topic = jax.random.randint(keys[1], (num_runs,), 0, num_topics)
+    wish = jnp.repeat(center[topic], RUN_TOKENS, axis=0)
+
+    def noise(key, heads):
+        return jax.random.normal(key, (1, length, heads, K), jnp.bfloat16)
+
+    return (
+        jnp.repeat(wish, H // G, axis=1) + noise(keys[2], H),
+        wish + noise(keys[3], G),
+        noise(keys[4], G),
+        noise(keys[5], H),
+    )
+
+
+def make_steps(index, implementation, length):
+    """The steps of a layer, and all of them: {name: function of arrays}."""
+    position_BT = jnp.arange(length, dtype=jnp.int32)[None]
+    view = local.window(
+        position_BT,
+        window_tokens=WINDOW_TOKENS,
+        sink_tokens=index.sink_tokens,
+        key_block=index.C,
+    )
+
+    def build_index(k):
+        return build.build_index(k, index, view.start_BT)
+
+    def search(q, k, bookmarks):
+        return route.search(q, k, bookmarks, view, index, scale=K**-0.5)
+
+    def unite_choices(choice):
+        return unite.unite(choice, view, index, G)
+
+    def attend(q, k, v, lists):
+        return attend_lib.block_sparse_attention(
+            q,
+            k,
+            v,
+            lists,
+            jnp.zeros((1, length), jnp.int32),
+            mesh.ALONE,
+            scale=K**-0.5,
+            implementation=implementation,
+        )
+
+    def forward(q, k, v, _):
+        _, lists, _ = select.choose(q, k, view, index, mesh.ALONE, scale=K**-0.5)
+        return attend(q, k, v, lists)
+
+    return {
+        "build": build_index,
+        "route": search,
+        "unite": unite_choices,
+        "attend": attend,
+        "forward": forward,
+        "forward+backward": _with_backward(forward),
+    }
+
+
+def attend_densely(q, k, v, _):
+    """cuDNN's attention to all that is before a token."""
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+
+def _with_backward(forward):
+    def both(q, k, v, d_out):
+        out, pull = jax.vjp(lambda *arrays: forward(*arrays, None), q, k, v)
+        return out, *pull(d_out)
+
+    return both
+
+
+def measure_dense(length, flags, dense):
+    """Records of dense attention; adds {(pass, length): milliseconds} to `dense`."""
+    arrays = jax.jit(draw, static_argnums=0)(length)
+    passes = {
+        "forward": attend_densely,
+        "forward+backward": _with_backward(attend_densely),
+    }
+    for name, function in passes.items():
+        if name != "forward" and length > BACKWARD_LENGTH:
+            continue
+        base = {"length": length, "pass": name, "implementation": "cudnn"}
+        record, _ = _time(function, arrays, base, flags)
+        if "ms" in record:
+            dense[name, length] = record["ms"]
+        yield record
+
+
+def measure(length, route_name, flags, dense):
+    """Records of a layer, whole and step by step.
+
+    Args:
+        dense: as `measure_dense` leaves it.
+    """
+    index = settings_for(route_name, length)
+    steps = make_steps(index, flags.implementation, length)
+    arrays = jax.jit(draw, static_argnums=0)(length)
+    q, k, v, _ = arrays
+    base = {
+        "length": length,
+        "route": route_name,
+        "implementation": flags.implementation,
+    }
+    for name in bench_timing.PASSES:
+        record, result = _time(steps[name], arrays, base | {"pass": name}, flags)
+        if "ms" in record and (name, length) in dense:
+            record["times_dense"] = dense[name, length] / record["ms"]
+        del result
+        yield record
+    record, bookmarks = _time(steps["build"], (k,), base | {"pass": "build"}, flags)
+    yield record
+    record, found = _time(
+        steps["route"], (q, k, bookmarks), base | {"pass": "route"}, flags
+    )
+    if found is None:
+        yield record
+        return
+    choice, scored = found
+    yield record | {"scored_nodes": float(scored.astype(jnp.float32).mean())}
+    record, united = _time(steps["unite"], (choice,), base | {"pass": "unite"}, flags)
+    if united is None:
+        yield record
+        return
+    lists, refused = united
+    union_blocks = float(lists.count_BGQ.astype(jnp.float32).mean())
+    refused = float(refused.astype(jnp.float32).mean())
+    yield record | {"union_tokens": union_blocks * index.C, "refused_blocks": refused}
+    record, _ = _time(
+        steps["attend"], (q, k, v, lists), base | {"pass": "attend"}, flags
+    )
+    yield record
+
+
+def _time(function, arrays, base, flags):
+    """A record of one function with its temporary memory, and its result: None if it failed."""
+    record = {"part": "end_to_end"} | base
+    try:
+        compiled = jax.jit(function).lower(*arrays).compile()
+        memory = compiled.memory_analysis()
+        record["temporary_bytes"] = memory.temp_size_in_bytes
+        ms, repeats, result = bench_timing.measure(
+            compiled, arrays, flags.repeats, flags.seconds
+        )
+    except Exception as error:  # noqa: BLE001 a record beside others
+        return record | bench_timing.describe_failure(error), None
+    return record | {"ms": ms, "repeats": repeats}, result

@@ -1,0 +1,50 @@
+"""Runs are joined, and only what was measured is stated."""
+
+from experiments import bench_report
+
+ORIGIN = {"command": "bench", "commit": "0123456789abcdef", "date": "d1", "device": "x"}
+
+
+def _time(implementation, ms=None, **more):
+    row = {"part": "time", "case": "128x16", "length": 1024, "pass": "forward"}
+    figures = {"failed": "no"} if ms is None else {"ms": ms, "tflops": 100 / ms}
+    return row | {"implementation": implementation} | figures | more
+
+
+def _result(*records, **origin):
+    return ORIGIN | origin | {"records": list(records)}
+
+
+def test_the_latest_success_stands():
+    flex = {"part": "time", "case": "128x16", "length": 1024, "implementation": "flex"}
+    origin, rows = bench_report.join(
+        [
+            _result(_time("mosaic_gpu", 2.0), _time("cudnn"), flex | {"failed": "no"}),
+            _result(_time("mosaic_gpu", 1.0), _time("flex", 3.0), date="d2"),
+            _result(_time("mosaic_gpu"), _time("cudnn"), date="d3"),
+        ]
+    )
+    found = {row["implementation"]: row for row in rows}
+    assert len(rows) == 3 and origin["date"] == "d3"
+    assert (found["mosaic_gpu"]["ms"], found["mosaic_gpu"]["date"]) == (1.0, "d2")
+    assert "failed" in found["cudnn"] and found["flex"]["ms"] == 3.0
+
+
+def test_tables_and_figure_hold_what_was_measured(tmp_path):
+    layer = {"part": "end_to_end", "length": 1024, "ms": 4.0}
+    rows = [
+        _time("mosaic_gpu", 1.0, of_cudnn=0.9),
+        _time("flex", 3.0, ours_over_this=3.0),
+        layer | {"pass": "forward", "implementation": "cudnn"},
+        layer | {"pass": "forward", "route": "flat", "times_dense": 2.0},
+        layer | {"pass": "route", "route": "flat"},
+        {"part": "decode", "batch": 1, "length": 1024, "failed": "no"},
+    ]
+    origin, rows = bench_report.join([_result(*rows)])
+    text = bench_report.tables(origin | {"records": rows})
+    assert "| 128x16 | 1,024 | 100 (0.90) | 3.0x |  |  |" in text
+    assert "| 1,024 | flat | 4.0 (2.0x) |  |  | 4.0 |  |  |" in text
+    assert "sequences" not in text and "fla's" not in text and "0123456789ab" in text
+    assert bench_report.tables({"records": []}) == ""
+    bench_report.draw(rows, "x", tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
