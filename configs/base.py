@@ -32,6 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.dtype = "bfloat16"  # of activations and matrix products; parameters are float32
     model.remat = "layer"  # what backward recomputes: "none", "layer" (all of a layer), "dots" (all but matrix products), "offload" (all; a layer's input waits in the host's memory)
     model.mlp_tokens = 0  # tokens of a row, on each of its devices, that the MLP takes at once; 0: all
+    model.score_weight = 0.0  # times a chosen block's score is added to its logits, so that the loss teaches selection; 0: not at all
+    model.taught_rows = 0  # tokens of a row whose dense attention is compared with their scores, see train.teach_weight
     model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"
 
     scaling.kind = "none"  # none, linear, ntk, dynamic, yarn, llama3 or longrope; see bsa/model/rope.py
@@ -96,6 +98,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.learning_rate = 2e-3  # peak
     train.warmup_steps = 50
     train.final_learning_rate_share = 0.1  # the cosine ends at this share of the peak
+    train.teach_weight = 0.0  # of that comparison in the loss: scores learn where attention would fall (0.1 to 1)
     train.weight_decay = 0.1  # on matrices only
     train.b1 = 0.9
     train.b2 = 0.95

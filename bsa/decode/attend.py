@@ -14,7 +14,7 @@ from jax import lax
 
 from bsa.decode import blocks, dense, kernel, pages, settings
 from bsa.decode import cache as caches
-from bsa.index import grow, local, route, unite
+from bsa.index import digest, grow, learn, local, route, unite
 from bsa.model import settings as model_settings
 from pallas_kernels import selection, shapes, xla_group
 
@@ -114,8 +114,9 @@ def attend(
         new = (k_BSGK, v_BSGK, position_BT, is_real_BT)
         read = memory.host.exchange(*new, lists.block_id_BGQJ)
     is_near = _is_near(model, letter)
+    bias_of = functools.partial(_bias, model, letter)
     out_BTHK, mass_BGJ = _read_lists(
-        q_BTHK, *read, lists, position_BT, scale, is_near, weigh
+        q_BTHK, *read, lists, position_BT, scale, is_near, bias_of, weigh
     )
     if kind != "b" or T > 1:
         return out_BTHK, (memory, None)
@@ -237,11 +238,28 @@ def _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity_tokens):
     return selection.BlockSelection(block_id, count, mask, block, model.index.C)
 
 
-def _read_lists(q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, scale, is_near, weigh):
+def _bias(model, letter, q_BGQTHK, k_BGQJCK, block_id_BGQJ, place_BT):
+    """`learn.block_bias` of listed blocks, whose digests are those of their keys; None if scores are no bias."""
+    if model.pattern[letter] != "b" or not model.score_weight:
+        return None
+    B, G, Q, J, _, K = k_BGQJCK.shape
+    k_BGNCK = k_BGQJCK.reshape(B, G, Q * J, -1, K)
+    digests = digest.summarise(k_BGNCK, model.index)[:2]
+    digests = [x.reshape(B, G, Q, J, *x.shape[3:]) for x in digests]
+    open_blocks = _view(model, letter, place_BT).open_blocks
+    open_blocks = [x.reshape(B, Q, -1) for x in open_blocks]
+    given = q_BGQTHK, digests, block_id_BGQJ, open_blocks, model.index
+    return learn.block_bias(*given, scale=K**-0.5, weight=model.score_weight)
+
+
+def _read_lists(
+    q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, scale, is_near, bias_of, weigh
+):
     """Attention of the new tokens to their lists; and, if asked for, how that of a single one fell on its blocks.
 
     Args:
         is_near: see `_is_near`.
+        bias_of: (queries, keys, ids, places) -> bias_BGQTJ or None.
     """
     B, T, H, K = q_BTHK.shape
     G, Q = lists.block_id_BGQJ.shape[1:3]
@@ -256,11 +274,12 @@ def _read_lists(q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, scale, is_near, 
     q_BGQTHK = q.reshape(B, Q, block, G, H // G, K).transpose(0, 3, 1, 2, 4, 5)
 
     place_BT = begin_B[:, None] + jnp.arange(Q * block, dtype=jnp.int32)
+    bias_BGQTJ = bias_of(q_BGQTHK, k_BGQJCK, lists.block_id_BGQJ, place_BT)
     num_keys = jnp.iinfo(jnp.int32).max
     rules = xla_group.Rules(scale, True, None, is_near, num_keys, q_BTHK.dtype)
     out_BGQTHK, lse_BGQTH = xla_group.attend_group(
         rules,
-        xla_group.Queries(q_BGQTHK, None),
+        xla_group.Queries(q_BGQTHK, bias_BGQTJ),
         xla_group.Blocks(k_BGQJCK, v_BGQJCK, ()),
         xla_group.Lists(
             lists.block_id_BGQJ,
@@ -280,6 +299,8 @@ def _read_lists(q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, scale, is_near, 
         k_BGQJCK[:, :, 0],
         preferred_element_type=jnp.float32,
     )
+    if bias_BGQTJ is not None:
+        s_BGHJC += bias_BGQTJ[:, :, 0, 0, None, :, None]
     id_BGJC = lists.block_id_BGQJ[:, :, 0, :, None] * C + jnp.arange(C)
     reads = (lists.token_mask_BGQJ[:, :, 0, :, None] > 0) & (
         id_BGJC <= position_BT[:, :, None, None]

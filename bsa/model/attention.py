@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from bsa.index import local, metrics
+from bsa.index import learn, local, metrics
 from bsa.model import settings
 from bsa.parallel import attend as attend_lib
 from bsa.parallel import mesh, select
@@ -44,10 +44,11 @@ def attend(
     Returns:
         out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
         `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`, `selection_entropy`,
-        `unread_bookmarks` and the lists as `selection`.
+        `unread_bookmarks` and the lists as `selection`, and if rows are taught, `selection_divergence`.
+    Raises:
+        ValueError: selection is to be learned in rows that lie on several devices.
     """
-    kind = model.pattern[layer]
-    scale = q_BTHK.shape[-1] ** -0.5
+    kind, scale = model.pattern[layer], q_BTHK.shape[-1] ** -0.5
     if kind == "d":
         arrays = q_BTHK, k_BSGK, v_BSGK, segment_id_BT
         if placement.context == 1:
@@ -76,6 +77,7 @@ def attend(
     else:
         lists, _ = select.read_locally(view, model.index, model.G, placement)
     lists = checkpoint_name(lists, SAVED)
+    bias_BGTJ, learned = _learn(q_BTHK, k_BSGK, lists, view, model, layer, placement)
     out_BTHK = attend_lib.block_sparse_attention(
         q_BTHK,
         k_BSGK,
@@ -84,6 +86,7 @@ def attend(
         segment_id_BT,
         placement,
         scale=scale,
+        bias_BGTJ=bias_BGTJ,
         mask_mod=mask_mod,
         implementation=model.implementation,
     )
@@ -92,7 +95,7 @@ def attend(
     }
     if kind == "b":
         entropy, unread = metrics.bookmark_use(count_BGM, view)
-        figures |= {
+        figures |= learned | {
             "scored_nodes": scored_BGT.mean(1, dtype=jnp.float32),
             "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * model.index.C,
             "refused_choices": refused_BGQ.mean(dtype=jnp.float32),
@@ -101,6 +104,34 @@ def attend(
             SAVED: lists,
         }
     return out_BTHK, figures
+
+
+def _learn(q_BTHK, k_BSGK, lists, view, model, layer, placement):
+    """By what selection is learned: the bias of chosen blocks, and how far scores are from where attention would fall."""
+    bias_BGTJ, figures, scale = None, {}, q_BTHK.shape[-1] ** -0.5
+    if model.pattern[layer] != "b":
+        return bias_BGTJ, figures
+    if model.score_weight:
+        bias_BGTJ = select.bias(
+            *(q_BTHK, k_BSGK, lists, view, model.index, placement),
+            scale=scale,
+            weight=model.score_weight,
+        )
+    if model.taught_rows:
+        if placement.context > 1:
+            raise ValueError(
+                f"model.taught_rows={model.taught_rows} reads whole rows; set it to 0 or mesh.context=1"
+            )
+        figures["selection_divergence"] = learn.divergence(
+            q_BTHK,
+            k_BSGK,
+            view.start_BT,
+            view.open_blocks,
+            model.index,
+            scale=scale,
+            num_rows=min(model.taught_rows, q_BTHK.shape[1]),
+        )
+    return bias_BGTJ, figures
 
 
 def dense(q_BTHK, k_BSGK, v_BSGK, segment_id_BT, scale: float):

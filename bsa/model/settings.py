@@ -41,6 +41,8 @@ class ModelSettings:
     rope_scaling: rope.Scaling = rope.UNSCALED
     qkv_bias: bool = False
     tied: bool = True
+    score_weight: float = 0.0
+    taught_rows: int = 0
 
     def __post_init__(self):
         for name in "DHGKFVL":
@@ -81,6 +83,10 @@ class ModelSettings:
         if self.chunk_tokens < 1:
             raise ValueError(
                 f"model: chunk_tokens={self.chunk_tokens} must be at least 1"
+            )
+        if self.taught_rows < 0:
+            raise ValueError(
+                f"model: taught_rows={self.taught_rows} cannot be negative; 0 compares none"
             )
         if self.remat not in REMATS:
             raise ValueError(

@@ -14,6 +14,7 @@ from bsa.index import (
     build,
     chapter,
     digest,
+    learn,
     link,
     local,
     metrics,
@@ -106,6 +107,41 @@ def choose(
     )(q_BTHK, k_BSGK, view)
 
 
+def bias(
+    q_BTHK,
+    k_BSGK,
+    lists: selection.BlockSelection,
+    view: local.LocalView,
+    index: settings.IndexSettings,
+    placement: mesh.Placement,
+    *,
+    scale: float,
+    weight: float,
+):
+    """`learn.list_bias` of whole arrays.
+
+    Raises:
+        ValueError: a row lies on several devices.
+    """
+    if placement.context > 1:
+        raise ValueError(
+            f"scores as a bias over context={placement.context} devices are not supported; set model.score_weight=0"
+        )
+
+    def bias_shard(q_BTHK, k_BSGK, lists, view):
+        return learn.list_bias(
+            *(q_BTHK, k_BSGK, lists, view.open_blocks, index),
+            scale=scale,
+            weight=weight,
+        )
+
+    return placement.run_on_shards(
+        bias_shard,
+        inputs=("BTHK", "BSGK", _axes_of_lists(index), _axes_of_view(view)),
+        outputs="BGTJ",
+    )(q_BTHK, k_BSGK, lists, view)
+
+
 def build_shard(
     k_BSGK, start_BS, index: settings.IndexSettings, devices: int
 ) -> build.BookmarkIndex:
@@ -118,6 +154,7 @@ def build_shard(
     sizes = shapes.check(k_BSGK=k_BSGK, start_BS=start_BS)
     B, S, G, K = (sizes[letter] for letter in "BSGK")
     num = S // index.C
+    k_BSGK = lax.stop_gradient(k_BSGK)
     k_BGNCK = k_BSGK.reshape(B, num, index.C, G, K).transpose(0, 3, 1, 2, 4)
     point, log_count, quote_BGMR = digest.summarise(k_BGNCK, index)
     own_M = lax.axis_index("context") * num + jnp.arange(num, dtype=jnp.int32)

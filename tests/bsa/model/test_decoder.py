@@ -61,7 +61,7 @@ CROWDED = dataclasses.replace(INDEX, J=8, A=4)
         with_pattern("wb"),
         with_pattern("dcwb"),
         with_pattern("b", index=SHORTLIST),
-        with_pattern("b", index=CROWDED),
+        with_pattern("b", index=CROWDED, score_weight=0.5, taught_rows=8),
         with_pattern("wb", remat="layer"),
     ],
     ids=["d", "s", "w", "c", "b", "wb", "dcwb", "b-shortlist", "b-crowded", "wb-remat"],
