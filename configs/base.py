@@ -59,7 +59,8 @@ def get_config() -> ml_collections.ConfigDict:
     index.query_pool = "mean"  # scores of a key/value head: "mean" of its queries, or "heads" (sum of their softmaxes)
     index.route_tokens = 1024  # tokens routed at once: bounds the memory of scores
     index.digest = "clusters"  # what a bookmark keeps: clusters, submeans, minmax, meanvar or distinctive; see bsa/index/digest.py
-    index.route = "flat"  # flat (score every bookmark), chapters (coarse to fine) or graph (chapters, then links)
+    index.route = "flat"  # flat (score every bookmark), chapters (coarse to fine), graph (chapters, then links); or a pattern: strided, fixed or random
+    index.stride = 1  # blocks from one choice to the next of strided and fixed patterns
     index.chapter_bookmarks = 8  # consecutive bookmarks of a chapter, and chapters of one of the next level
     index.chapter_levels = 1  # levels of chapters: about log8 of the bookmarks, so that the coarsest are few
     index.chapter_R = 2  # points per chapter; a chapter covers more topics than a bookmark

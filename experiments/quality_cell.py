@@ -25,7 +25,7 @@ class Cell:
     """One method and seed of a suite.
 
     Attributes:
-        steps: of training; None: as many as the suite says.
+        steps: of training, warm-up and start with them in proportion; None: as many as the suite says.
     """
 
     suite: str
@@ -51,7 +51,10 @@ class Cell:
         config.seed = config.data.seed = self.seed
         config.data.source = source
         config.data.T = T or config.data.T
-        config.train.steps = self.steps or config.train.steps
+        if self.steps:
+            for name in ("warmup_steps", "start_steps", "steps"):
+                value = config.train[name] * self.steps // config.train.steps
+                config.train[name] = value
         return settings.from_config(config)
 
     def path(self, workdir: pathlib.Path) -> pathlib.Path:

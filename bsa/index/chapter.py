@@ -47,8 +47,8 @@ def group(
 
 
 def num_levels(num_bookmarks: int, index: settings.IndexSettings) -> int:
-    """Levels that hold at least one complete chapter, at most `chapter_levels`; none for a flat route."""
-    if index.route == "flat":
+    """Levels that hold at least one complete chapter, at most `chapter_levels`; none for routes that read none."""
+    if index.route not in ("chapters", "graph"):
         return 0
     sizes = (
         num_bookmarks // index.chapter_bookmarks**level

@@ -2,7 +2,7 @@
 
 `flat`: every token scores every bookmark that is closed and outside its window; work is tokens x bookmarks. `chapters`:
 coarse to fine (`tree`), a beam at each level. `graph`: the same to enter, then hops along links (`graph`). With a
-shortlist, exact keys decide after any of them. Memory is one piece of `route_tokens` tokens at a time.
+shortlist, exact keys decide after any of them. Patterns (`pattern`) look at no query. Memory is one piece of `route_tokens` tokens at a time.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, chapter, digest, graph, local, settings, tree
+from bsa.index import build, chapter, digest, graph, local, pattern, settings, tree
 from pallas_kernels import shapes
 
 GATHERED_BYTES = 2**30
@@ -92,6 +92,8 @@ def search_blocks(
     """
     sizes = shapes.check(q_BTHK=q_BTHK, point_BGMRK=bookmarks.point_BGMRK)
     B, T, H, G, K = (sizes[letter] for letter in "BTHGK")
+    if index.route in settings.PATTERNS:
+        return pattern.choose(open_blocks, G, index), jnp.zeros((B, G, T), jnp.int32)
     q_BTHK, keys, bookmarks = lax.stop_gradient((q_BTHK, keys, bookmarks))
     piece = min(index.route_tokens, T)
     pad = -T % piece

@@ -8,7 +8,8 @@ QUERY_POOLS = ("mean", "heads")
 DIGESTS = ("clusters", "submeans", "minmax", "meanvar", "distinctive")
 SIMILARITIES = ("dot", "cosine", "pearson")
 LINKED = ("means", "points")
-ROUTES = ("flat", "chapters", "graph")
+PATTERNS = ("strided", "fixed", "random")
+ROUTES = ("flat", "chapters", "graph", *PATTERNS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class IndexSettings:
     link_by: str
     frontier: int
     hops: int
+    stride: int = 1
 
     def __post_init__(self):
         self._check_choices()
@@ -114,6 +116,11 @@ class IndexSettings:
             raise ValueError(
                 f"index: chapter_R={self.chapter_R} points for the {self.chapter_bookmarks * self.R} points of a chapter's "
                 "bookmarks; lower it"
+            )
+        if self.stride < 1 or (self.X and self.route in PATTERNS):
+            raise ValueError(
+                f"index: stride={self.stride} must be at least 1, and route={self.route!r} with X={self.X}: patterns "
+                "have no shortlist"
             )
         if self.route == "graph" and not self.P:
             raise ValueError("index: route='graph' walks along links; set P above 0")
