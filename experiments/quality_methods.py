@@ -8,7 +8,7 @@ sinks, with as many blocks as the budget has room for, not as many as the text a
 sinks, without new positions in the cache; `irope` is Llama 4's schedule of layers without the temperature that it has
 beyond the trained length. Not here: NSA's compressed branch and gates, Landmark's grouped softmax, HiP's halving.
 Ways of learning to select are methods too: `started` reads everything in its first tenth of steps, `biased` adds scores
-to logits, `taught` compares scores with dense attention.
+to logits, `taught` compares scores with dense attention, `indexer` teaches queries and keys that only the index uses.
 """
 
 
@@ -45,4 +45,5 @@ def learned(bookmark, dense_pattern, start_steps):
         "started": bookmark | start,
         "biased": bookmark | knobs("model", score_weight=1.0),
         "taught": bookmark | taught,
+        "indexer": bookmark | taught | knobs("model", route_width=32),
     }

@@ -1,7 +1,7 @@
 """Scores through which gradients flow, so that queries and keys learn to be found. Called by `bsa.model.attention`.
 
 Choosing blocks has no gradient. Two ways around it: the score of a chosen block joins its logits, so the loss reaches
-it (`block_bias`), or scores are taught where attention would fall if it read everything (`divergence`).
+it (`block_bias`, in decoding too), or scores are taught where attention would fall if it read everything (`divergence`).
 """
 
 import jax
@@ -105,8 +105,8 @@ def block_bias(
 
 
 def divergence(
-    q_BTHK,
-    k_BSGK,
+    attending,
+    sought,
     start_BT,
     open_blocks,
     index: settings.IndexSettings,
@@ -120,36 +120,48 @@ def divergence(
     flows through it (the lightning indexer's loss, DeepSeek-V3.2-Exp). Linear in tokens: few of them are asked.
 
     Args:
+        attending: q_BTHK and k_BSGK, which say where attention falls.
+        sought: the same or others, of the index: they are taught.
         start_BT: int32, place in the row where each token's document begins.
         open_blocks: low_BT and high_BT, as `LocalView.open_blocks`.
         num_rows: tokens of each row that are asked, spread evenly.
     Returns:
         float32, nats: the mean over tokens that may choose between blocks, and over groups. 0 if there are none.
     """
-    sizes = shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, start_BT=start_BT)
-    B, T, H, K, S, G = (sizes[letter] for letter in "BTHKSG")
-    step = T / num_rows
-    place_T = (np.arange(num_rows) * (1 + GOLDEN) % 1 + np.arange(num_rows)) * step
-    place_T = place_T.astype(np.int32)
+    (q_BTHK, k_BSGK), (sought_BTHK, sought_BSGK) = attending, sought
+    shapes.check(q_BTHK=sought_BTHK, k_BSGK=sought_BSGK)
+    T, S = (
+        shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, start_BT=start_BT)[letter]
+        for letter in "TS"
+    )
+    row = np.arange(num_rows)
+    place_T = ((row + row * GOLDEN % 1) * T / num_rows).astype(np.int32)
     low_BT, high_BT, start_BT = (x[:, place_T] for x in (*open_blocks, start_BT))
-    q_BTGHK = q_BTHK[:, place_T].reshape(B, num_rows, G, H // G, K).astype(jnp.float32)
-    q_BGTHK = q_BTGHK.swapaxes(1, 2) * scale
-
     block_N = jnp.arange(S // index.C)
     is_open = (block_N >= low_BT[..., None]) & (block_N < high_BT[..., None])
     is_open = is_open[:, None]
-    share_BGTN = lax.stop_gradient(
-        _mass(q_BGTHK, k_BSGK, start_BT, place_T, index.C) * is_open
-    )
+
+    q_BGTHK = _by_groups(q_BTHK[:, place_T], k_BSGK, scale)
+    share_BGTN = _mass(q_BGTHK, k_BSGK, start_BT, place_T, index.C) * is_open
     total = share_BGTN.sum(-1, keepdims=True)
-    share_BGTN /= jnp.where(total > 0, total, 1)
-    of_row = jax.vmap(jax.vmap(lambda *x: digest.score(index.digest, *x)))
-    score_BGTN = of_row(q_BGTHK.mean(3), *_digests(k_BSGK, index))
-    log_guess = jax.nn.log_softmax(jnp.where(is_open, score_BGTN, -1e30), axis=-1)
+    share_BGTN = lax.stop_gradient(share_BGTN / jnp.where(total > 0, total, 1))
     log_share = jnp.log(jnp.where(share_BGTN > 0, share_BGTN, 1))
+
+    q_BGTHK = _by_groups(sought_BTHK[:, place_T], sought_BSGK, scale)
+    of_row = jax.vmap(jax.vmap(lambda *x: digest.score(index.digest, *x)))
+    score_BGTN = of_row(q_BGTHK.mean(3), *_digests(sought_BSGK, index))
+    log_guess = jax.nn.log_softmax(jnp.where(is_open, score_BGTN, -1e30), axis=-1)
     gap_BGT = jnp.where(is_open, share_BGTN * (log_share - log_guess), 0).sum(-1)
-    counts_BT = high_BT - low_BT > 1
-    return (gap_BGT * counts_BT[:, None]).sum() / jnp.maximum(counts_BT.sum() * G, 1)
+    chooses_BT = high_BT - low_BT > 1
+    num_rows = jnp.maximum(chooses_BT.sum() * k_BSGK.shape[2], 1)
+    return (gap_BGT * chooses_BT[:, None]).sum() / num_rows
+
+
+def _by_groups(q_BTHK, k_BSGK, scale):
+    """Scaled float32 queries [B, G, T, H/G, K]."""
+    B, T, _, K = q_BTHK.shape
+    q_BTGHK = q_BTHK.reshape(B, T, k_BSGK.shape[2], -1, K).astype(jnp.float32)
+    return q_BTGHK.swapaxes(1, 2) * scale
 
 
 def _mass(q_BGTHK, k_BSGK, start_BT, place_T, key_block):

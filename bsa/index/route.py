@@ -2,7 +2,8 @@
 
 `flat`: every token scores every bookmark that is closed and outside its window; work is tokens x bookmarks. `chapters`:
 coarse to fine (`tree`), a beam at each level. `graph`: the same to enter, then hops along links (`graph`). With a
-shortlist, exact keys decide after any of them. Patterns (`pattern`) look at no query. Memory is one piece of `route_tokens` tokens at a time.
+shortlist, exact keys decide after any of them. Patterns (`pattern`) look at no query. Memory is one piece of
+`route_tokens` tokens at a time.
 """
 
 import dataclasses

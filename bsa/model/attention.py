@@ -4,6 +4,8 @@
 blocks, and sinks), `c` (chunks) and `b` (bookmarks) make a `BlockSelection` and read it through the block-sparse kernel.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -24,10 +26,22 @@ SAVED = "selection"
 """Name under which lists are kept for backward, so that rematerialised layers do not route twice."""
 
 
+class Heads(NamedTuple):
+    """What a layer compares and sums.
+
+    Attributes:
+        sought: queries and keys by which the index is built and searched: attention's own, or others with a query for
+            each key/value head. Their logits are scaled as attention's are.
+    """
+
+    q_BTHK: jax.Array
+    k_BSGK: jax.Array
+    v_BSGK: jax.Array
+    sought: tuple[jax.Array, jax.Array]
+
+
 def attend(
-    q_BTHK,
-    k_BSGK,
-    v_BSGK,
+    heads: Heads,
     segment_id_BT,
     position_BT,
     model: settings.ModelSettings,
@@ -48,6 +62,7 @@ def attend(
     Raises:
         ValueError: selection is to be learned in rows that lie on several devices.
     """
+    q_BTHK, k_BSGK, v_BSGK, sought = heads
     kind, scale = model.pattern[layer], q_BTHK.shape[-1] ** -0.5
     if kind == "d":
         arrays = q_BTHK, k_BSGK, v_BSGK, segment_id_BT
@@ -72,12 +87,12 @@ def attend(
         )
     if kind == "b":
         (count_BGM, scored_BGT), lists, refused_BGQ = select.choose(
-            q_BTHK, k_BSGK, view, model.index, placement, scale=scale
+            *sought, view, model.index, placement, scale=scale
         )
     else:
         lists, _ = select.read_locally(view, model.index, model.G, placement)
     lists = checkpoint_name(lists, SAVED)
-    bias_BGTJ, learned = _learn(q_BTHK, k_BSGK, lists, view, model, layer, placement)
+    bias_BGTJ, learned = _learn(heads, lists, view, model, layer, placement)
     out_BTHK = attend_lib.block_sparse_attention(
         q_BTHK,
         k_BSGK,
@@ -106,14 +121,14 @@ def attend(
     return out_BTHK, figures
 
 
-def _learn(q_BTHK, k_BSGK, lists, view, model, layer, placement):
+def _learn(heads, lists, view, model, layer, placement):
     """By what selection is learned: the bias of chosen blocks, and how far scores are from where attention would fall."""
-    bias_BGTJ, figures, scale = None, {}, q_BTHK.shape[-1] ** -0.5
+    bias_BGTJ, figures, scale = None, {}, heads.q_BTHK.shape[-1] ** -0.5
     if model.pattern[layer] != "b":
         return bias_BGTJ, figures
     if model.score_weight:
         bias_BGTJ = select.bias(
-            *(q_BTHK, k_BSGK, lists, view, model.index, placement),
+            *(*heads.sought, lists, view, model.index, placement),
             scale=scale,
             weight=model.score_weight,
         )
@@ -123,13 +138,13 @@ def _learn(q_BTHK, k_BSGK, lists, view, model, layer, placement):
                 f"model.taught_rows={model.taught_rows} reads whole rows; set it to 0 or mesh.context=1"
             )
         figures["selection_divergence"] = learn.divergence(
-            q_BTHK,
-            k_BSGK,
+            (heads.q_BTHK, heads.k_BSGK),
+            heads.sought,
             view.start_BT,
             view.open_blocks,
             model.index,
             scale=scale,
-            num_rows=min(model.taught_rows, q_BTHK.shape[1]),
+            num_rows=min(model.taught_rows, heads.q_BTHK.shape[1]),
         )
     return bias_BGTJ, figures
 

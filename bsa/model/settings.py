@@ -41,6 +41,7 @@ class ModelSettings:
     rope_scaling: rope.Scaling = rope.UNSCALED
     qkv_bias: bool = False
     tied: bool = True
+    route_width: int = 0
     score_weight: float = 0.0
     taught_rows: int = 0
 
@@ -84,9 +85,14 @@ class ModelSettings:
             raise ValueError(
                 f"model: chunk_tokens={self.chunk_tokens} must be at least 1"
             )
-        if self.taught_rows < 0:
+        if self.taught_rows < 0 or self.route_width < 0:
             raise ValueError(
-                f"model: taught_rows={self.taught_rows} cannot be negative; 0 compares none"
+                f"model: taught_rows={self.taught_rows} and route_width={self.route_width} cannot be negative; 0 is none"
+            )
+        if self.route_width and self.index.X:
+            raise ValueError(
+                f"model: route_width={self.route_width} with index.X={self.index.X}: the exact step reads attention's keys; "
+                "set one to 0"
             )
         if self.remat not in REMATS:
             raise ValueError(

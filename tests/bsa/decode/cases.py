@@ -38,7 +38,9 @@ def bookmarks_only(positions, **index):
 
 CHAPTERS = bookmarks_only("r", route="chapters", X=4, query_pool="heads")
 GRAPH = dataclasses.replace(
-    bookmarks_only("n", route="graph", P=2, query_block=4, J=24), score_weight=0.5
+    bookmarks_only("n", route="graph", P=2, query_block=4, J=24),
+    score_weight=0.5,
+    route_width=6,
 )
 T = 1088
 """Tokens of a row."""

@@ -74,7 +74,8 @@ def test_scores_that_are_attention_diverge_from_it_by_nothing():
     @jax.value_and_grad
     def divergence(q_BTHK, num_points):
         return learn.divergence(
-            *(q_BTHK[:, :, ::2], k_BSGK, view.start_BT, view.open_blocks),
+            *[(q_BTHK[:, :, ::2], k_BSGK)] * 2,
+            *(view.start_BT, view.open_blocks),
             dataclasses.replace(cases.BASE, R=num_points.shape[0]),
             scale=cases.SCALE,
             num_rows=T,

@@ -142,7 +142,7 @@ def test_many_devices_take_the_step_of_one():
 def test_tiny_model_learns_a_batch():
     """And its scores to be near attention."""
     run = tiny_run(
-        model={"score_weight": 0.5, "taught_rows": 32},
+        model={"score_weight": 0.5, "taught_rows": 32, "route_width": 8},
         index={"C": 4, "sink_tokens": 0, "J": 24},
         learning_rate=1e-2,
         teach_weight=1.0,
