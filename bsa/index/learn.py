@@ -128,7 +128,8 @@ def divergence(
     Returns:
         float32, nats: the mean over tokens that may choose between blocks, and over groups. 0 if there are none.
     """
-    (q_BTHK, k_BSGK), (sought_BTHK, sought_BSGK) = attending, sought
+    q_BTHK, k_BSGK = lax.stop_gradient(attending)
+    sought_BTHK, sought_BSGK = sought
     shapes.check(q_BTHK=sought_BTHK, k_BSGK=sought_BSGK)
     T, S = (
         shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, start_BT=start_BT)[letter]
@@ -144,7 +145,7 @@ def divergence(
     q_BGTHK = _by_groups(q_BTHK[:, place_T], k_BSGK, scale)
     share_BGTN = _mass(q_BGTHK, k_BSGK, start_BT, place_T, index.C) * is_open
     total = share_BGTN.sum(-1, keepdims=True)
-    share_BGTN = lax.stop_gradient(share_BGTN / jnp.where(total > 0, total, 1))
+    share_BGTN /= jnp.where(total > 0, total, 1)
     log_share = jnp.log(jnp.where(share_BGTN > 0, share_BGTN, 1))
 
     q_BGTHK = _by_groups(sought_BTHK[:, place_T], sought_BSGK, scale)
