@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bsa.index import build, digest, learn, route, unite
+from bsa.index import digest, learn
+from pallas_kernels import selection
 from tests.bsa.index import cases
 
 SHAPE = B, T, H, G, K = 2, 40, 4, 2, 8
@@ -14,22 +15,26 @@ WEIGHT = 0.7
 
 
 def drawn(index):
-    """Queries, keys, the view and the lists of rows of two documents."""
+    """Queries, keys, and the view of rows of two documents."""
     q_BTHK, k_BSGK = cases.queries_and_keys(0, SHAPE, index, 0)
-    view = cases.window_view(cases.positions(jax.random.key(1), B, T, 1), 8, index)
-    bookmarks = build.build_index(k_BSGK, index, view.start_BT)
-    choice = route.choose_blocks(
-        q_BTHK, k_BSGK, bookmarks, view, index, scale=cases.SCALE
-    )
-    lists, _ = unite.unite(choice, view, index, G)
-    return q_BTHK, k_BSGK, view, bookmarks, lists
+    position_BT = cases.positions(jax.random.key(1), B, T, 1)
+    return q_BTHK, k_BSGK, cases.window_view(position_BT, 8, index)
 
 
-def test_bias_is_the_score_of_chosen_blocks_and_its_gradient_stays_there():
-    """One point a block: a chosen block's keys share the mean query evenly, and no other key or query is moved."""
+def test_bias_is_the_score_of_open_blocks_and_its_gradient_stays_there():
+    """One point a block: its keys share the mean query evenly, and no other key or query is moved."""
     index = dataclasses.replace(cases.BASE, R=1)
-    q_BTHK, k_BSGK, view, bookmarks, lists = drawn(index)
+    q_BTHK, k_BSGK, view = drawn(index)
     low_BT, high_BT = view.open_blocks
+    num_blocks, num_lists = T // index.C, T // index.query_block
+    any_order = np.random.default_rng(0).permuted(
+        np.tile(np.arange(-2, num_blocks), (B, G, num_lists, 1)), axis=-1
+    )
+    id_BGQJ = jnp.maximum(any_order[..., :8], -1).astype(jnp.int32)
+    count_BGQ = jnp.full((B, G, num_lists), 8, jnp.int32)
+    lists = selection.BlockSelection(
+        id_BGQJ, count_BGQ, None, index.query_block, index.C
+    )
 
     @jax.jit
     def bias(q_BTHK, k_BSGK):
@@ -39,36 +44,36 @@ def test_bias_is_the_score_of_chosen_blocks_and_its_gradient_stays_there():
             weight=WEIGHT,
         )
 
-    bias_BGTJ, pull = jax.vjp(bias, q_BTHK, k_BSGK)
-    id_BGTJ = jnp.repeat(lists.block_id_BGQJ, index.query_block, axis=2)
-    is_chosen = (id_BGTJ >= low_BT[:, None, :, None]) & (
+    id_BGTJ = np.repeat(id_BGQJ, index.query_block, axis=2)
+    is_open = (id_BGTJ >= low_BT[:, None, :, None]) & (
         id_BGTJ < high_BT[:, None, :, None]
     )
-    assert is_chosen.any() and not is_chosen.all()
-    mean_BTGK = q_BTHK.reshape(B, T, G, -1, K).mean(3)
-    point_BGMK = bookmarks.point_BGMRK[:, :, :, 0]
-    logit_BGTM = jnp.einsum("BTGK,BGMK->BGTM", mean_BTGK, point_BGMK) * cases.SCALE
-    listed = jnp.take_along_axis(logit_BGTM, jnp.maximum(id_BGTJ, 0), axis=-1)
-    expected = jnp.where(is_chosen, WEIGHT * listed, 0)
-    np.testing.assert_allclose(bias_BGTJ, expected, atol=1e-5)
+    bias_BGTJ = np.asarray(bias(q_BTHK, k_BSGK))
+    mean_BTGK = np.asarray(q_BTHK).reshape(B, T, G, -1, K).mean(3)
+    mean_BNGK = np.asarray(k_BSGK).reshape(B, -1, index.C, G, K).mean(2)
+    logit_BGTN = np.einsum("BTGK,BNGK->BGTN", mean_BTGK, mean_BNGK) * cases.SCALE
+    listed = np.take_along_axis(logit_BGTN, np.maximum(id_BGTJ, 0), axis=-1)
+    np.testing.assert_allclose(
+        bias_BGTJ, np.where(is_open, WEIGHT * listed, 0), atol=1e-5
+    )
 
-    for row in range(B):
-        t = int(is_chosen[row].sum((0, 2)).argmax())
-        one = jnp.zeros_like(bias_BGTJ).at[row, :, t].set(1.0)
-        q_grad, k_grad = pull(one)
-        read = np.zeros((B, T, G), np.float32)
-        for g in range(G):
-            for n in np.asarray(id_BGTJ[row, g, t])[np.asarray(is_chosen[row, g, t])]:
-                read[row, n * index.C : (n + 1) * index.C, g] = 1
-        share = WEIGHT * cases.SCALE / index.C * mean_BTGK[row, t]
-        np.testing.assert_allclose(k_grad, read[..., None] * share, atol=1e-6)
-        moved = np.abs(np.asarray(q_grad)).max((2, 3)) > 0
-        assert np.argwhere(moved).tolist() == [[row, t]]
+    row, t = 1, int(np.asarray(is_open[1]).sum((0, 2)).argmax())
+    pull = jax.jit(jax.grad(lambda q, k: bias(q, k)[row, :, t].sum(), argnums=(0, 1)))
+    q_grad, k_grad = (np.asarray(x) for x in pull(q_BTHK, k_BSGK))
+    read_TG = np.zeros((T, G), bool)
+    for g in range(G):
+        blocks = id_BGTJ[row, g, t][np.asarray(is_open[row, g, t])]
+        read_TG[:, g] = np.isin(np.arange(T) // index.C, blocks)
+    share_GK = WEIGHT * cases.SCALE / index.C * mean_BTGK[row, t]
+    np.testing.assert_allclose(k_grad[row], read_TG[..., None] * share_GK, atol=1e-6)
+    assert read_TG.any() and not k_grad[1 - row].any()
+    moved_BT = np.abs(q_grad).max((2, 3)) > 0
+    assert np.argwhere(moved_BT).tolist() == [[row, t]]
 
 
 def test_scores_that_are_attention_diverge_from_it_by_nothing():
     """A point for each key and one head a group: scores are the logarithm of the mass. Fewer points err, and are taught."""
-    q_BTHK, k_BSGK, view, *_ = drawn(cases.BASE)
+    q_BTHK, k_BSGK, view = drawn(cases.BASE)
 
     @jax.jit
     @jax.value_and_grad
