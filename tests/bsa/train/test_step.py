@@ -20,9 +20,9 @@ def tiny_run(implementation="auto", model=(), index=(), **train):
     config = tiny.get_config()
     config.model.implementation = implementation
     config.model.update(D=32, F=48, L=2, K=8, window_tokens=(32, 16))
-    config.model.update(model)
+    config.model.update(dict(model))
     config.index.update(J=16, A=2, route_tokens=64)
-    config.index.update(index)
+    config.index.update(dict(index))
     config.data.update(B=4, T=64, passkey_share=0.0)
     config.evaluation.update(passkey_tokens=(128,))
     config.train.update(steps=20, warmup_steps=2, **train)
