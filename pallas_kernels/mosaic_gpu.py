@@ -56,11 +56,11 @@ def is_hopper(device):
 def check(q_BTHK, selection, options, interpret):
     """Raises NotImplementedError for what the kernels can't compute, here or anywhere."""
     if interpret is None:
-        _check_device(jax.devices()[0])
+        check_device(jax.devices()[0])
     _check_call(q_BTHK, selection, options)
 
 
-def _check_device(device):
+def check_device(device):
     """Raises NotImplementedError unless the device is a Hopper GPU."""
     if not is_hopper(device):
         raise NotImplementedError(

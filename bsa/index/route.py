@@ -14,7 +14,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, chapter, digest, graph, local, pattern, settings, tree
+from bsa.index import (
+    build,
+    chapter,
+    digest,
+    graph,
+    kernel,
+    local,
+    pattern,
+    settings,
+    tree,
+)
 from pallas_kernels import shapes
 
 GATHERED_BYTES = 2**30
@@ -82,6 +92,7 @@ def search_blocks(
     scale: float,
     read=operator.getitem,
     is_row: bool = False,
+    implementation: str = "xla",
 ):
     """`search` for tokens anywhere in a text whose keys lie in blocks.
 
@@ -90,12 +101,17 @@ def search_blocks(
         open_blocks: low_BT and high_BT, as `LocalView.open_blocks`.
         read: (keys of one row and head, id_X) -> k_XCK, floating.
         is_row: the tokens are all of the row, whose later bookmarks are then not even scored for its earlier tokens.
+        implementation: as in `dispatch.block_sparse_attention`; "mosaic_gpu" searches by a kernel where there is one for
+            these settings (`kernel.can_search`), in bfloat16: nearly equal blocks may change places.
     """
     sizes = shapes.check(q_BTHK=q_BTHK, point_BGMRK=bookmarks.point_BGMRK)
     B, T, H, G, K = (sizes[letter] for letter in "BTHGK")
     if index.route in settings.PATTERNS:
         return pattern.choose(open_blocks, G, index), jnp.zeros((B, G, T), jnp.int32)
     q_BTHK, keys, bookmarks = lax.stop_gradient((q_BTHK, keys, bookmarks))
+    if kernel.can_search(q_BTHK, bookmarks, index, implementation):
+        q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32) * scale
+        return kernel.search(q_BTGHK.mean(3), bookmarks, open_blocks, index)
     piece = min(index.route_tokens, T)
     pad = -T % piece
 

@@ -72,6 +72,7 @@ def attend(
             out = attend_lib.dense(*arrays, placement, scale=scale)
         return out, {"attended_tokens": position_BT.mean(dtype=jnp.float32) + 1}
 
+    rules = {"scale": scale, "implementation": model.implementation}
     mask_mod = None
     if kind == "c":
         view = local.chunk(position_BT, model.chunk_tokens, model.index.C)
@@ -87,7 +88,7 @@ def attend(
         )
     if kind == "b":
         (count_BGM, scored_BGT), lists, refused_BGQ = select.choose(
-            *sought, view, model.index, placement, scale=scale
+            *sought, view, model.index, placement, **rules
         )
     else:
         lists, _ = select.read_locally(view, model.index, model.G, placement)
@@ -100,10 +101,9 @@ def attend(
         lists,
         segment_id_BT,
         placement,
-        scale=scale,
         bias_BGTJ=bias_BGTJ,
         mask_mod=mask_mod,
-        implementation=model.implementation,
+        **rules,
     )
     figures = {
         "attended_tokens": _attended_tokens(layer, lists, view, position_BT, model)

@@ -54,9 +54,12 @@ def choose(
     placement: mesh.Placement,
     *,
     scale: float,
+    implementation: str = "xla",
 ):
     """Builds the index, routes each token, and unites what it chose with what it reads anyway.
 
+    Args:
+        implementation: as in `route.search_blocks`.
     Returns:
         count_BGM, how many tokens chose each bookmark, and scored_BGT of `route.search`; and the lists and refused_BGQ
         of `unite.unite`.
@@ -85,6 +88,7 @@ def choose(
             index,
             scale=scale,
             is_row=devices == 1,
+            implementation=implementation,
         )
         lists, refused_BGQ = unite.unite(
             choice_BGTA,
