@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bsa.index import build, local, route, settings, unite
+from bsa.index import build, local, metrics, route, settings, unite
 from bsa.parallel import attend as attend_lib
 from bsa.parallel import mesh, select
 from experiments import bench_timing
@@ -19,7 +19,7 @@ H, G, K = 16, 4, 128
 WINDOW_TOKENS = 256
 RUN_TOKENS, RUNS_OF_TOPIC = 64, 16
 BACKWARD_LENGTH = 2**18
-"""Longest text for which dense attention's backward is timed, too."""
+"""Longest text for which dense attention's backward is timed, and XLA checks what a kernel chose."""
 COARSEST = 2048
 """Levels are added until there are at most this many of the coarsest chapters."""
 FLAT = settings.IndexSettings(
@@ -84,8 +84,12 @@ def draw(length):
     )
 
 
-def make_steps(index, implementation):
-    """The steps of a layer, and all of them: {name: function of arrays}."""
+def make_steps(index, attended_by, searched_by):
+    """The steps of a layer, and all of them: {name: function of arrays}.
+
+    Args:
+        attended_by, searched_by: implementations.
+    """
 
     def see(position_BT):
         return local.window(
@@ -107,7 +111,7 @@ def make_steps(index, implementation):
             index,
             scale=K**-0.5,
             is_row=True,
-            implementation=implementation,
+            implementation=searched_by,
         )
 
     def unite_choices(choice, position_BT):
@@ -122,7 +126,7 @@ def make_steps(index, implementation):
             jnp.zeros_like(position_BT),
             mesh.ALONE,
             scale=K**-0.5,
-            implementation=implementation,
+            implementation=attended_by,
         )
 
     def forward(q, k, v, position_BT):
@@ -133,7 +137,7 @@ def make_steps(index, implementation):
             index,
             mesh.ALONE,
             scale=K**-0.5,
-            implementation=implementation,
+            implementation=searched_by,
         )
         return attend(q, k, v, lists, position_BT)
 
@@ -182,10 +186,13 @@ def measure(length, route_name, flags, dense):
     """Records of a layer, whole and step by step.
 
     Args:
+        route_name: of `settings.ROUTES`; with ":xla" behind it if XLA is to search.
         dense: as `measure_dense` leaves it.
     """
-    index = settings_for(route_name, length)
-    steps = make_steps(index, flags.implementation)
+    name, _, searched_by = route_name.partition(":")
+    searched_by = searched_by or flags.implementation
+    index = settings_for(name, length)
+    steps = make_steps(index, flags.implementation, searched_by)
     arrays = jax.jit(draw, static_argnums=0)(length)
     q, k, v, position_BT, _ = arrays
     base = {
@@ -211,7 +218,12 @@ def measure(length, route_name, flags, dense):
         yield record
         return
     choice, scored = found
-    yield record | {"scored_nodes": float(scored.astype(jnp.float32).mean())}
+    record["scored_nodes"] = float(scored.astype(jnp.float32).mean())
+    if searched_by != "xla" and length <= BACKWARD_LENGTH:
+        search = make_steps(index, "xla", "xla")["route"]
+        expected, _ = jax.jit(search)(q, bookmarks, position_BT)
+        record["recall"] = float(jax.jit(metrics.recall)(choice, expected).mean())
+    yield record
     record, united = _time(
         steps["unite"], (choice, position_BT), base | {"pass": "unite"}, flags
     )
