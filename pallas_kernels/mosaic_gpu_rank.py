@@ -99,7 +99,8 @@ def run(plan, inputs, interpret):
         low=plgpu.SMEM((CONSUMERS, PART), jnp.int32),
         high=plgpu.SMEM((CONSUMERS, PART), jnp.int32),
         point=matrix(plan.stages * plan.R, plan.nodes),
-        log_count=plgpu.SMEM((plan.stages * plan.R, plan.nodes), jnp.float32),
+        # A copy starts at a multiple of 128 bytes: small tiles leave gaps.
+        log_count=plgpu.SMEM((plan.stages * plan.R, max(plan.nodes, 32)), jnp.float32),
         id=plgpu.SMEM((CONSUMERS * plan.num, PART), jnp.float32),
         score=plgpu.SMEM((CONSUMERS * plan.num, PART), jnp.float32),
         group=plgpu.SMEM((CONSUMERS * plan.X, PART), jnp.int32) if plan.X else None,
@@ -199,7 +200,7 @@ def _produce(plan, inputs, shared, barriers, place, tile_of, steps):
             ):
                 plgpu.copy_gmem_to_smem(
                     gmem.at[b, g, r, nodes],
-                    smem.at[slot * plan.R + r],
+                    smem.at[slot * plan.R + r, pl.ds(0, plan.nodes)],
                     barriers.full.at[slot],
                 )
 
@@ -268,7 +269,8 @@ def _score(plan, shared, slot, q_ref):
             (q_ref, shared.point.at[place].transpose((1, 0)))
         )
         log_count = plgpu.load(
-            shared.log_count.at[place], layout=mosaic_gpu_logits.COLUMN
+            shared.log_count.at[place, pl.ds(0, plan.nodes)],
+            layout=mosaic_gpu_logits.COLUMN,
         )
         logit += lax.broadcast_in_dim(log_count, logit.shape, [1])
         if r == 0:

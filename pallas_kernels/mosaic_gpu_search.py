@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from pallas_kernels import mosaic_gpu, mosaic_gpu_operands, mosaic_gpu_rank, shapes
 
 TOKENS = mosaic_gpu_rank.TOKENS
-NODES = 64
-"""Of a tile: their scores, and what joins their points, fill a consumer's registers."""
-GROUPS = (16, 32, 64)
-"""Nodes of a group, which then is a tile."""
+NODES = (64, 32, 16)
+"""Of a tile, or of a group, which then is one: their scores, and what joins points, fill a consumer's registers."""
 MAX_STAGES = 4
-SHARED_BYTES = 160 * 2**10
-"""For tiles: queries, lists and results take the rest."""
+SHARED_BYTES = 184 * 2**10
+"""For tiles and queries: lists and results take the rest."""
+MAX_RANKS = 16
+"""Most nodes that are found for a query."""
 MAX_NODES = 2**24
 """Ids are counted in float32."""
 
@@ -48,7 +48,7 @@ def find(
     """
     if interpret is None:
         mosaic_gpu.check_device(jax.devices()[0])
-    group_BGTX, nodes = groups or (None, NODES)
+    group_BGTX, nodes = groups or (None, None)
     sizes = shapes.check(
         q_BTGK=q_BTGK,
         point_BGMRK=point_BGMRK,
@@ -58,9 +58,10 @@ def find(
         group_BGTX=group_BGTX,
     )
     B, T, G, K, M, R = (sizes[letter] for letter in "BTGKMR")
-    if not fits(K, M, R, nodes):
+    nodes = nodes or _choose_nodes(R, K)
+    if not fits(K, M, R, nodes) or num > MAX_RANKS:
         raise NotImplementedError(
-            f"mosaic_gpu searches no M={M} nodes of R={R} points of width K={K} in groups of {nodes}: "
+            f"mosaic_gpu finds no {num} of M={M} nodes of R={R} points of width K={K} in groups of {nodes}: "
             f"{mosaic_gpu_operands.INSTEAD}"
         )
     tokens = mosaic_gpu_operands.round_up(T, TOKENS)
@@ -100,14 +101,21 @@ def find(
     return id_BGAT[..., :T].swapaxes(2, 3)
 
 
-def fits(K, M, R, nodes=NODES):
-    """Whether the kernel can search M nodes of R points of width K, in groups of so many."""
-    fits_tile = K in mosaic_gpu_operands.WIDTHS and nodes in GROUPS
+def fits(K, M, R, nodes=None):
+    """Whether the kernel can search M nodes of R points of width K, in groups of so many or (None) all of them."""
+    nodes = nodes or _choose_nodes(R, K)
+    fits_tile = K in mosaic_gpu_operands.WIDTHS and nodes in NODES
     return fits_tile and M <= MAX_NODES and _count_stages(R, K, nodes) > 0
 
 
+def _choose_nodes(R, K):
+    """Nodes of the largest tile of which there is room for two, so that one is copied while the other is read."""
+    return next((x for x in NODES if _count_stages(R, K, x) > 1), NODES[-1])
+
+
 def _count_stages(R, K, nodes):
-    return min(MAX_STAGES, SHARED_BYTES // (2 * R * nodes * K))
+    room = SHARED_BYTES - 2 * TOKENS * K
+    return min(MAX_STAGES, room // (2 * R * nodes * K))
 
 
 def _list_tiles(low_BT, high_BT, nodes, G):

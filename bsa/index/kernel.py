@@ -19,6 +19,8 @@ def can_search(
         return False
     if index.digest in ("minmax", "meanvar"):
         return False
+    if max(index.A, index.beam) > mosaic_gpu_search.MAX_RANKS:
+        return False
     *finer, coarsest = [point.shape[2:4] for point, _ in bookmarks.nodes]
     K, group = q_BTHK.shape[3], index.chapter_bookmarks
     return mosaic_gpu_search.fits(K, *coarsest) and all(
