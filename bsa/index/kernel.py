@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from bsa.index import build, settings
-from pallas_kernels import dispatch, mosaic_gpu_search, shapes
+from pallas_kernels import mosaic_gpu_search, shapes
 
 
 def can_search(
@@ -12,8 +12,11 @@ def can_search(
     index: settings.IndexSettings,
     implementation: str,
 ) -> bool:
-    """Whether the kernel is wanted, and there is one: mixtures, one query a group, no links, no exact step."""
-    if dispatch.resolve(implementation) != "mosaic_gpu" or q_BTHK.shape[1] == 1:
+    """Whether the kernel is asked for, and there is one: mixtures, one query a group, no links, no exact step.
+
+    "auto" doesn't ask for it: it has not run on a card.
+    """
+    if implementation != "mosaic_gpu" or q_BTHK.shape[1] == 1:
         return False
     if index.query_pool != "mean" or index.X or index.route == "graph":
         return False
