@@ -1,8 +1,9 @@
 """Block-sparse attention on Hopper GPUs: fits a call to the kernel's tiles, and joins its gradient.
 
 The kernels are written in Pallas Mosaic GPU. On an H100 200 random calls agree with the
-oracle, values and gradients (`experiments/bench_kernels.py`, 2026-11-22). A `score_mod` whose derivative is made of more
-than `mosaic_gpu_backward.ELEMENTWISE` is differentiated by `xla`.
+oracle, values and gradients (`experiments/bench_kernels.py`, 2026-11-22). A `score_mod`
+whose derivative is made of more than `mosaic_gpu_backward.ELEMENTWISE` is differentiated by
+`xla`.
 """
 
 import dataclasses

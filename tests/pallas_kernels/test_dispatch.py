@@ -75,7 +75,7 @@ def test_auto_is_logged_once(caplog):
 def test_auto_leaves_to_xla_what_the_hopper_kernels_cannot_compute(monkeypatch):
     """On a card, which is not needed to choose: only the calls that fit are the kernels'."""
     monkeypatch.setattr(dispatch, "choose", lambda platform: "mosaic_gpu")
-    monkeypatch.setattr(dispatch.mosaic_gpu, "_check_device", lambda device: None)
+    monkeypatch.setattr(dispatch.mosaic_gpu, "check_device", lambda device: None)
     ran = []
     for name in ("mosaic_gpu", "xla"):
 

@@ -12,6 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from bsa.decode import attend
 from bsa.decode import cache as caches
 from bsa.decode.settings import CacheSettings
+from bsa.model import attention
 from pallas_kernels import mosaic_gpu, mosaic_gpu_decode
 from tests.bsa.decode import cases
 
@@ -62,7 +63,8 @@ def test_kernel_reads_what_xla_reads(monkeypatch):
         def read(q, k, v, memory, model=model):
             room = CacheSettings(160, 16)
             context = attend.Context(memory, jnp.ones(2, jnp.int32), room, weigh=False)
-            return attend.attend(q, k, v, None, PLACE, model, 0, context=context)
+            heads = attention.Heads(q, k, v, (q, k))
+            return attend.attend(heads, None, PLACE, model, 0, context=context)
 
         out_BTHK, (_, reading) = read(q, k, v, memory)
         found.append((out_BTHK, reading.block_id_BGJ))
