@@ -32,6 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
     model.dtype = "bfloat16"  # of activations and matrix products; parameters are float32
     model.remat = "layer"  # what backward recomputes: "none", "layer" (all of a layer), "dots" (all but matrix products), "offload" (all; a layer's input waits in the host's memory)
     model.mlp_tokens = 0  # tokens of a row, on each of its devices, that the MLP takes at once; 0: all
+    model.route_width = 0  # width of queries and keys that only the index uses, learned by the two below; 0: it uses attention's
+    model.score_weight = 0.0  # times a chosen block's score is added to its logits, so that the loss teaches selection; 0: not at all
+    model.taught_rows = 0  # tokens of a row whose dense attention is compared with their scores, see train.teach_weight
     model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"
 
     scaling.kind = "none"  # none, linear, ntk, dynamic, yarn, llama3 or longrope; see bsa/model/rope.py
@@ -63,7 +66,8 @@ def get_config() -> ml_collections.ConfigDict:
     index.route_tokens = 1024  # tokens routed at once: bounds the memory of scores
     index.digest = "clusters"  # what a bookmark keeps: clusters, submeans, minmax, meanvar or distinctive; see bsa/index/digest.py
     index.store = "float32"  # of bookmarks' points: float32, bfloat16 or int8 with a scale each; a shortlist by exact keys makes up for the rounding
-    index.route = "flat"  # flat (score every bookmark), chapters (coarse to fine) or graph (chapters, then links)
+    index.route = "flat"  # flat (score every bookmark), chapters (coarse to fine), graph (chapters, then links); or a pattern: strided, fixed or random
+    index.stride = 1  # blocks from one choice to the next of strided and fixed patterns
     index.chapter_bookmarks = 8  # bookmarks of a chapter, and consecutive chapters of one of the next level
     index.chapter_by = "position"  # which bookmarks share a chapter: those that follow each other, or, in a complete volume, a "cluster" or a "chain" of the most alike
     index.volume_chapters = 1  # chapters of a volume; at least 2 where they are not by position
@@ -104,6 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.learning_rate = 2e-3  # peak
     train.warmup_steps = 50
     train.final_learning_rate_share = 0.1  # the cosine ends at this share of the peak
+    train.teach_weight = 0.0  # of that comparison in the loss: scores learn where attention would fall (0.1 to 1)
     train.weight_decay = 0.1  # on matrices only
     train.b1 = 0.9
     train.b2 = 0.95

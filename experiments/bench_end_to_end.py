@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bsa.index import build, local, route, settings, unite
+from bsa.index import build, local, metrics, route, settings, unite
 from bsa.parallel import attend as attend_lib
 from bsa.parallel import mesh, select
 from experiments import bench_timing
@@ -19,7 +19,7 @@ H, G, K = 16, 4, 128
 WINDOW_TOKENS = 256
 RUN_TOKENS, RUNS_OF_TOPIC = 64, 16
 BACKWARD_LENGTH = 2**18
-"""Longest text for which dense attention's backward is timed, too."""
+"""Longest text for which dense attention's backward is timed, and XLA checks what a kernel chose."""
 COARSEST = 2048
 """Levels are added until there are at most this many of the coarsest chapters."""
 FLAT = settings.IndexSettings(
@@ -64,7 +64,7 @@ def settings_for(route_name, length):
 
 
 def draw(length):
-    """Random q, k, v and a cotangent of out, in bfloat16."""
+    """Random q, k, v, the tokens' positions, and a cotangent of out; in bfloat16."""
     keys = jax.random.split(jax.random.key(0), 6)
     num_runs = length // RUN_TOKENS
     num_topics = max(2, num_runs // RUNS_OF_TOPIC)
@@ -79,44 +79,67 @@ def draw(length):
         jnp.repeat(wish, H // G, axis=1) + noise(keys[2], H),
         wish + noise(keys[3], G),
         noise(keys[4], G),
+        jnp.arange(length, dtype=jnp.int32)[None],
         noise(keys[5], H),
     )
 
 
-def make_steps(index, implementation, length):
-    """The steps of a layer, and all of them: {name: function of arrays}."""
-    position_BT = jnp.arange(length, dtype=jnp.int32)[None]
-    view = local.window(
-        position_BT,
-        window_tokens=WINDOW_TOKENS,
-        sink_tokens=index.sink_tokens,
-        key_block=index.C,
-    )
+def make_steps(index, attended_by, searched_by):
+    """The steps of a layer, and all of them: {name: function of arrays}.
 
-    def build_index(k):
-        return build.build_index(k, index, view.start_BT)
+    Args:
+        attended_by, searched_by: implementations.
+    """
 
-    def search(q, k, bookmarks):
-        return route.search(q, k, bookmarks, view, index, scale=K**-0.5)
+    def see(position_BT):
+        return local.window(
+            position_BT,
+            window_tokens=WINDOW_TOKENS,
+            sink_tokens=index.sink_tokens,
+            key_block=index.C,
+        )
 
-    def unite_choices(choice):
-        return unite.unite(choice, view, index, G)
+    def build_index(k, position_BT):
+        return build.build_index(k, index, see(position_BT).start_BT)
 
-    def attend(q, k, v, lists):
+    def search(q, bookmarks, position_BT):
+        return route.search_blocks(
+            q,
+            None,  # Keys are for the exact step.
+            bookmarks,
+            see(position_BT).open_blocks,
+            index,
+            scale=K**-0.5,
+            is_row=True,
+            implementation=searched_by,
+        )
+
+    def unite_choices(choice, position_BT):
+        return unite.unite(choice, see(position_BT), index, G)
+
+    def attend(q, k, v, lists, position_BT):
         return attend_lib.block_sparse_attention(
             q,
             k,
             v,
             lists,
-            jnp.zeros((1, length), jnp.int32),
+            jnp.zeros_like(position_BT),
             mesh.ALONE,
             scale=K**-0.5,
-            implementation=implementation,
+            implementation=attended_by,
         )
 
-    def forward(q, k, v, _):
-        _, lists, _ = select.choose(q, k, view, index, mesh.ALONE, scale=K**-0.5)
-        return attend(q, k, v, lists)
+    def forward(q, k, v, position_BT):
+        _, lists, _ = select.choose(
+            q,
+            k,
+            see(position_BT),
+            index,
+            mesh.ALONE,
+            scale=K**-0.5,
+            implementation=searched_by,
+        )
+        return attend(q, k, v, lists, position_BT)
 
     return {
         "build": build_index,
@@ -128,14 +151,15 @@ def make_steps(index, implementation, length):
     }
 
 
-def attend_densely(q, k, v, _):
-    """cuDNN's attention to all that is before a token."""
+def attend_densely(q, k, v, position_BT):
+    """cuDNN's attention to all that is before a token, wherever that is."""
+    del position_BT
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
 def _with_backward(forward):
-    def both(q, k, v, d_out):
-        out, pull = jax.vjp(lambda *arrays: forward(*arrays, None), q, k, v)
+    def both(q, k, v, position_BT, d_out):
+        out, pull = jax.vjp(lambda *arrays: forward(*arrays, position_BT), q, k, v)
         return out, *pull(d_out)
 
     return both
@@ -152,7 +176,7 @@ def measure_dense(length, flags, dense):
         if name != "forward" and length > BACKWARD_LENGTH:
             continue
         base = {"length": length, "pass": name, "implementation": "cudnn"}
-        record, _ = _time(function, arrays, base, flags)
+        record, _ = _time(function, _inputs(name, arrays), base, flags)
         if "ms" in record:
             dense[name, length] = record["ms"]
         yield record
@@ -162,34 +186,47 @@ def measure(length, route_name, flags, dense):
     """Records of a layer, whole and step by step.
 
     Args:
+        route_name: of `settings.ROUTES`; with ":xla" behind it if XLA is to search.
         dense: as `measure_dense` leaves it.
     """
-    index = settings_for(route_name, length)
-    steps = make_steps(index, flags.implementation, length)
+    name, _, searched_by = route_name.partition(":")
+    searched_by = searched_by or flags.implementation
+    index = settings_for(name, length)
+    steps = make_steps(index, flags.implementation, searched_by)
     arrays = jax.jit(draw, static_argnums=0)(length)
-    q, k, v, _ = arrays
+    q, k, v, position_BT, _ = arrays
     base = {
         "length": length,
         "route": route_name,
         "implementation": flags.implementation,
     }
     for name in bench_timing.PASSES:
-        record, result = _time(steps[name], arrays, base | {"pass": name}, flags)
+        inputs = _inputs(name, arrays)
+        record, result = _time(steps[name], inputs, base | {"pass": name}, flags)
         if "ms" in record and (name, length) in dense:
             record["times_dense"] = dense[name, length] / record["ms"]
         del result
         yield record
-    record, bookmarks = _time(steps["build"], (k,), base | {"pass": "build"}, flags)
+    record, bookmarks = _time(
+        steps["build"], (k, position_BT), base | {"pass": "build"}, flags
+    )
     yield record
     record, found = _time(
-        steps["route"], (q, k, bookmarks), base | {"pass": "route"}, flags
+        steps["route"], (q, bookmarks, position_BT), base | {"pass": "route"}, flags
     )
     if found is None:
         yield record
         return
     choice, scored = found
-    yield record | {"scored_nodes": float(scored.astype(jnp.float32).mean())}
-    record, united = _time(steps["unite"], (choice,), base | {"pass": "unite"}, flags)
+    record["scored_nodes"] = float(scored.astype(jnp.float32).mean())
+    if searched_by != "xla" and length <= BACKWARD_LENGTH:
+        search = make_steps(index, "xla", "xla")["route"]
+        expected, _ = jax.jit(search)(q, bookmarks, position_BT)
+        record["recall"] = float(jax.jit(metrics.recall)(choice, expected).mean())
+    yield record
+    record, united = _time(
+        steps["unite"], (choice, position_BT), base | {"pass": "unite"}, flags
+    )
     if united is None:
         yield record
         return
@@ -198,9 +235,14 @@ def measure(length, route_name, flags, dense):
     refused = float(refused.astype(jnp.float32).mean())
     yield record | {"union_tokens": union_blocks * index.C, "refused_blocks": refused}
     record, _ = _time(
-        steps["attend"], (q, k, v, lists), base | {"pass": "attend"}, flags
+        steps["attend"], (q, k, v, lists, position_BT), base | {"pass": "attend"}, flags
     )
     yield record
+
+
+def _inputs(of_pass, arrays):
+    """The arrays of a pass: without a cotangent if there is no backward."""
+    return arrays[:-1] if of_pass == "forward" else arrays
 
 
 def _time(function, arrays, base, flags):

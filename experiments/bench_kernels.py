@@ -218,7 +218,8 @@ def parse_flags():
     parser.add_argument("--lengths", type=numbers, default=[2**15, 2**17, 2**20])
     names = [case.name for case in bench_cases.CASES]
     parser.add_argument("--cases", type=words, default=names)
-    parser.add_argument("--routes", type=words, default=["chapters", "flat", "graph"])
+    routes = ["chapters", "flat", "chapters:xla", "flat:xla", "graph"]
+    parser.add_argument("--routes", type=words, default=routes)
     parser.add_argument("--errors", choices=["xla", "none"], default="xla")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=15, help="of a row, at most")

@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
         row |= {f"{kind}_count": count, f"{kind}_bytes": size}
     print(json.dumps(row, indent=1))
     if _RECORD.value:
-        record.write("pod_compile", provenance.provenance(), [row])
+        record.merge("pod_compile", provenance.provenance(), row, ("topology",))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Does bookmarking work? Trains and tests a table of methods, tasks and seeds, a cell at a time.
 
-Command: python -m experiments.quality --suite=NAME [--methods=A,B] [--seeds=0,1] [--source=files:GLOB] [--list]
+Command: python -m experiments.quality --suite=NAME [--methods=A,B] [--seeds=0,1] [--steps=1000] [--source=files:GLOB] [--list]
 A cell is one method and seed, trained once and tested on every task of the suite (`experiments/quality_suites.py`).
 What is in the workdir is kept, parameters and each test, so a run that was stopped goes on; after each cell, all that is
-there is collected into experiments/results/quality.json, quality_NAME.md and quality_NAME.png. Not run on a GPU yet.
+there is collected into experiments/results/quality.json, quality_NAME.md and quality_NAME.png. A cell that fails is told,
+and the others run; with other than the suite's steps it is a table of its own, NAME_1000. Not run on a GPU yet.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def main() -> None:
     flags = parse()
     logging.set_verbosity(logging.INFO)
     try:
-        wanted = cells(flags.suite, flags.methods, flags.seeds)
+        wanted = cells(flags.suite, flags.methods, flags.seeds, flags.steps)
         missing = missing_cells(wanted, flags.workdir, flags.source)
     except ValueError as error:
         sys.exit(f"quality: {error}")
@@ -33,11 +34,21 @@ def main() -> None:
         for cell in missing:
             print(size(cell, cell.run(flags.source)))
         return
+    failed = []
     for cell in missing:
-        write_cell(cell, flags.workdir, flags.source)
-        collect(flags.suite, flags.workdir, flags.results)
+        try:
+            write_cell(cell, flags.workdir, flags.source)
+        except (
+            *(ArithmeticError, OSError, RuntimeError),  # NaN, disk, device
+            *(TypeError, ValueError),  # settings that do not fit each other
+        ) as error:
+            logging.exception("%s %s failed", cell.method, cell.seed)
+            failed.append(f"{cell.method} {cell.seed}: {str(error)[:200]}")
+        collect(flags.suite, flags.steps, flags.workdir, flags.results)
     if not missing:
-        collect(flags.suite, flags.workdir, flags.results)
+        collect(flags.suite, flags.steps, flags.workdir, flags.results)
+    if failed:
+        sys.exit(f"quality: {len(failed)} cells failed: {'; '.join(failed)}")
 
 
 def parse() -> argparse.Namespace:
@@ -46,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--suite", required=True, choices=list(quality_suites.SUITES))
     parser.add_argument("--methods", type=_split, help="only these")
     parser.add_argument("--seeds", type=_split, help="only these")
+    parser.add_argument("--steps", type=int, help="of training, not the suite's own")
     parser.add_argument("--source", default="stdlib", help="text of suites that read")
     parser.add_argument("--workdir", type=pathlib.Path, default="runs/quality")
     parser.add_argument("--results", type=pathlib.Path, default=record.RESULTS)
@@ -55,7 +67,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def cells(suite: str, methods=None, seeds=None) -> list[quality_cell.Cell]:
+def cells(
+    suite: str, methods=None, seeds=None, steps: int | None = None
+) -> list[quality_cell.Cell]:
     """A suite's cells, seed by seed, or some of them.
 
     Raises:
@@ -67,7 +81,7 @@ def cells(suite: str, methods=None, seeds=None) -> list[quality_cell.Cell]:
             f"--methods: {', '.join(sorted(unknown))}; {suite} has {', '.join(known.methods)}"
         )
     return [
-        quality_cell.Cell(suite, method, int(seed))
+        quality_cell.Cell(suite, method, int(seed), steps)
         for seed in seeds or known.seeds
         for method in methods or known.methods
     ]
@@ -79,7 +93,7 @@ def size(cell: quality_cell.Cell, run: settings.RunSettings) -> str:
     num_params = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     tokens = run.train.steps * run.data.B * run.data.T
     return (
-        f"{cell.suite} {cell.method} {cell.seed}: {num_params:,} parameters,"
+        f"{cell.table} {cell.method} {cell.seed}: {num_params:,} parameters,"
         f" {run.train.steps:,} steps, {tokens:,} tokens"
     )
 
@@ -146,11 +160,14 @@ def keep(path: pathlib.Path, begun: dict) -> None:
     unfinished.rename(path)
 
 
-def collect(suite: str, workdir: pathlib.Path, results: pathlib.Path) -> None:
+def collect(
+    suite: str, steps: int | None, workdir: pathlib.Path, results: pathlib.Path
+) -> None:
     """All that is there of the suite, in its own order, to results, table and figure."""
-    found = [read_cell(cell, workdir) for cell in cells(suite)]
+    wanted = cells(suite, steps=steps)
+    found = [read_cell(cell, workdir) for cell in wanted]
     found = [begun for begun in found if begun]
-    quality_report.write(suite, found, results)
+    quality_report.write(wanted[0].table, found, results)
 
 
 def _split(text):

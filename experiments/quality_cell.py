@@ -22,11 +22,21 @@ TEST_SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One method and seed of a suite."""
+    """One method and seed of a suite.
+
+    Attributes:
+        steps: of training, warm-up and start with them in proportion; None: as many as the suite says.
+    """
 
     suite: str
     method: str
     seed: int
+    steps: int | None = None
+
+    @property
+    def table(self) -> str:
+        """The name that its results go by."""
+        return self.suite if self.steps is None else f"{self.suite}_{self.steps}"
 
     @property
     def parts(self) -> quality_suites.Suite:
@@ -41,11 +51,15 @@ class Cell:
         config.seed = config.data.seed = self.seed
         config.data.source = source
         config.data.T = T or config.data.T
+        if self.steps:
+            for name in ("warmup_steps", "start_steps", "steps"):
+                value = config.train[name] * self.steps // config.train.steps
+                config.train[name] = value
         return settings.from_config(config)
 
     def path(self, workdir: pathlib.Path) -> pathlib.Path:
         """Where it is kept."""
-        return workdir / self.suite / f"{self.method}-{self.seed}.json"
+        return workdir / self.table / f"{self.method}-{self.seed}.json"
 
     def described(self, source: str) -> str:
         """All that its numbers depend on."""
@@ -98,7 +112,7 @@ def load_params(path: pathlib.Path, run: settings.RunSettings, mesh):
 def test(cell: Cell, run, mesh, params, tests) -> Iterator[list[dict]]:
     """The records of each of the tests, one after another."""
     known = {
-        "suite": cell.suite,
+        "suite": cell.table,
         "method": cell.method,
         "seed": cell.seed,
         "params": sum(leaf.size for leaf in jax.tree.leaves(params)),

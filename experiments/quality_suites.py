@@ -1,14 +1,18 @@
 """The tables of `experiments.quality` as data: which methods learn what, and where they are tested.
 
-A method is a change of knobs (`configs/base.py`). All methods of a suite have the same parameters. Published methods are
-those that the index can express: `moba` and `quest` read their own block and the best others, by mean key or by bound,
-for each head (so query heads have keys of their own, H = G); `mean_key` and `minmax` are bookmark layers with their
-digests; `streaming` is a window with sinks, without new positions in the cache; `irope` is Llama 4's schedule of layers
-without the temperature that it has beyond the trained length.
+A method is a change of knobs (`experiments/quality_methods.py`). All methods of a suite have the same parameters;
+`indexer` has up to 3% more.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+
+from experiments import quality_methods
+
+_knobs, _layers = quality_methods.knobs, quality_methods.layers
+_learned, _patterns = quality_methods.learned, quality_methods.patterns
+MEAN_KEY, MINMAX = quality_methods.MEAN_KEY, quality_methods.MINMAX
+REPRESENTATIVES = quality_methods.REPRESENTATIVES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +49,8 @@ class Suite:
     seeds: Sequence[int] = (0, 1, 2)
 
 
-def _knobs(section, **values):
-    return {f"{section}.{name}": value for name, value in values.items()}
-
-
-def _layers(pattern, windows, positions=None):
-    """Kinds of layers, with RoPE in all but the last unless said otherwise."""
-    positions = positions or "r" * (len(pattern) - 1) + "n"
-    return _knobs("model", pattern=pattern, window_tokens=windows, positions=positions)
-
-
 def _parts(tasks, lengths, samples=0, **options):
     return [Part(task, n, options, samples) for n in lengths for task in tasks]
-
-
-MEAN_KEY = _knobs("index", digest="submeans", R=1)
-MINMAX = _knobs("index", digest="minmax")
-"""Digests of MoBA (and of all that score block means) and of Quest, everything else as in a bookmark layer."""
 
 
 # Associative recall: each token reads 48 (window 16 and 4 blocks of 8), the budget of Zoology's NSA configuration.
@@ -81,6 +70,12 @@ _MQAR_METHODS = {
     "minmax": _layers("wb", (16, 16)) | MINMAX,
     "moba": _layers("wb", (16, 8), "rr") | MEAN_KEY | _knobs("index", A=5, J=96),
     "quest": _layers("wb", (16, 8), "rr") | MINMAX | _knobs("index", A=5, J=96),
+    "representatives": _layers("wb", (16, 16)) | REPRESENTATIVES,
+    **{
+        name: _layers("wb", (16, 16)) | knobs
+        for name, knobs in _patterns(A=4, stride=8).items()
+    },
+    **_learned(_layers("wb", (16, 16)), "wd", 300),
 }
 MQAR = Suite(
     base=_MQAR_BASE,
@@ -119,6 +114,12 @@ _READING_METHODS = {
     "moba": _layers("wwwb", (*_LOCAL, 16), "rrrr")
     | MEAN_KEY
     | _knobs("index", A=40, J=256, open_tokens=1, sink_tokens=0),
+    "representatives": _layers("wwwb", (*_LOCAL, 256)) | REPRESENTATIVES,
+    **{
+        name: _layers("wwwb", (*_LOCAL, 256)) | knobs
+        for name, knobs in _patterns(A=24, stride=10).items()
+    },
+    **_learned(_layers("wwwb", (*_LOCAL, 256)), "wwwd", 300),
 }
 _NEEDLES = (
     *("niah_single_1", "niah_single_2", "niah_single_3"),
@@ -173,6 +174,7 @@ HOPS = Suite(
         "links_1": _linked(1),
         "links_2": _linked(2),
         "two_layers": _layers("wbwb", (64,) * 4, "rnrn"),
+        **_learned(_layers("wwwb", (64,) * 4), "wwwd", 200),
     },
     train=[
         *(Part("hop_needles", 512, {"hops": hops}) for hops in (1, 2)),
@@ -203,6 +205,7 @@ LM = Suite(
         "bookmark_rope": _layers("wwwb", (*_LOCAL, 256), "rrrr"),
         "mean_key": _layers("wwwb", (*_LOCAL, 256)) | MEAN_KEY,
         "minmax": _layers("wwwb", (*_LOCAL, 256)) | MINMAX,
+        **_learned(_layers("wwwb", (*_LOCAL, 256)), "wwwd", 100),
     },
     train=[Part("text", 8192)],
     tests=[Part("text", 8192, samples=32), Part("text", 32768, samples=8)],

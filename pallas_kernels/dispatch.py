@@ -6,7 +6,15 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_gpu, mosaic_tpu, options, reference, shapes, xla
+from pallas_kernels import (
+    mosaic_gpu,
+    mosaic_gpu_operands,
+    mosaic_tpu,
+    options,
+    reference,
+    shapes,
+    xla,
+)
 
 IMPLEMENTATIONS = {
     "reference": reference.attend,
@@ -58,7 +66,8 @@ def block_sparse_attention(
         query_offset, key_offset: id of the first query and of the first key; ints or int32
             scalars, that of queries also int32[B]: when decoding, where each sequence ends.
         implementation: a key of `IMPLEMENTATIONS`, or "auto" (the best for the default
-            backend, logged once).
+            backend, logged once: `mosaic_gpu` on Hopper GPUs for calls that it can compute,
+            which excludes float32, else `xla`).
     Returns:
         out_BTHK in q's dtype, and lse_BHT in float32, natural log. A query that reads no
         key gets out 0, lse -inf and zero gradients, so that partial results merge
@@ -83,8 +92,10 @@ def block_sparse_attention(
         query_offset=query_offset,
         key_offset=key_offset,
     )
-    attend = IMPLEMENTATIONS[resolve(implementation)]
-    out_BTHK, lse_BHT = attend(
+    name = resolve(implementation)
+    if implementation == "auto" and not _fits(name, q_BTHK, selection, call):
+        name = "xla"
+    out_BTHK, lse_BHT = IMPLEMENTATIONS[name](
         q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids, call
     )
     return out_BTHK.astype(q_BTHK.dtype), lse_BHT
@@ -107,9 +118,22 @@ def resolve(implementation):
 @functools.cache
 def choose(platform):
     """The key of the best implementation for a platform; cached, so logged once."""
-    choice = "xla"
+    hopper = platform == "gpu" and mosaic_gpu.is_hopper(jax.devices()[0])
+    choice = "mosaic_gpu" if hopper else "xla"
     _logger.info("block_sparse_attention on %s runs %r", platform, choice)
     return choice
+
+
+def _fits(name, q_BTHK, selection, call):
+    """Whether an implementation can compute a call; "auto" gives the others to `xla`."""
+    if name != "mosaic_gpu":
+        return True
+    try:
+        mosaic_gpu.check(q_BTHK, selection, call, None)
+    except NotImplementedError:
+        return False
+    # Blocks that are wider than a tile are halved, which doubles the list.
+    return 2 * selection.block_id_BGQJ.shape[-1] <= mosaic_gpu_operands.MAX_LIST
 
 
 def _check_arrays(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids):

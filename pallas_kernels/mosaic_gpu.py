@@ -1,8 +1,9 @@
 """Block-sparse attention on Hopper GPUs: fits a call to the kernel's tiles, and joins its gradient.
 
-The kernels are written in Pallas Mosaic GPU. They have been interpreted and compiled, never
-run on a card, so "auto" doesn't choose them. A `score_mod` whose derivative is made of more
-than `mosaic_gpu_backward.ELEMENTWISE` is differentiated by `xla`.
+The kernels are written in Pallas Mosaic GPU. On an H100 200 random calls agree with the
+oracle, values and gradients (`experiments/bench_kernels.py`, 2026-11-22). A `score_mod`
+whose derivative is made of more than `mosaic_gpu_backward.ELEMENTWISE` is differentiated by
+`xla`.
 """
 
 import dataclasses
@@ -56,11 +57,11 @@ def is_hopper(device):
 def check(q_BTHK, selection, options, interpret):
     """Raises NotImplementedError for what the kernels can't compute, here or anywhere."""
     if interpret is None:
-        _check_device(jax.devices()[0])
+        check_device(jax.devices()[0])
     _check_call(q_BTHK, selection, options)
 
 
-def _check_device(device):
+def check_device(device):
     """Raises NotImplementedError unless the device is a Hopper GPU."""
     if not is_hopper(device):
         raise NotImplementedError(

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from bsa.decode import blocks, dense, kernel, pages, settings
+from bsa.decode import blocks, dense, kernel, pages, read, settings
 from bsa.decode import cache as caches
-from bsa.index import grow, local, route, unite
+from bsa.index import grow, learn, local, route, unite
+from bsa.model import attention
 from bsa.model import settings as model_settings
-from pallas_kernels import selection, shapes, xla_group
+from pallas_kernels import selection, shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +51,7 @@ class Reading(NamedTuple):
 
 
 def attend(
-    q_BTHK,
-    k_BSGK,
-    v_BSGK,
+    heads: attention.Heads,
     segment_id_BT,
     position_BT,
     model: model_settings.ModelSettings,
@@ -64,15 +62,16 @@ def attend(
     """Puts new tokens into a layer's memory and lets them read it.
 
     Args:
-        k_BSGK, v_BSGK: keys and values of the new tokens, S = T.
+        heads: of the new tokens, S = T.
         segment_id_BT: None; a row is one document.
         position_BT: int32, places of the new tokens, which follow each other.
         letter: index into the pattern.
     Returns:
         out_BTHK, and the new memory with the `Reading` of a single token in a bookmark layer, else None.
     """
+    q_BTHK, k_BSGK, v_BSGK, sought = heads
     shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
-    T, kind, scale = q_BTHK.shape[1], model.pattern[letter], q_BTHK.shape[-1] ** -0.5
+    T, kind = q_BTHK.shape[1], model.pattern[letter]
     is_real_BT = jnp.arange(T) < context.count_B[:, None]
     view = functools.partial(_view, model, letter)
     memory = context.memory
@@ -90,32 +89,38 @@ def attend(
     if memory.host is None:
         memory = _write(memory, k_BSGK, v_BSGK, position_BT, is_real_BT)
     if kind == "d":
-        out_BTHK = dense.read(q_BTHK, memory, position_BT, scale)
+        out_BTHK = dense.read(q_BTHK, memory, position_BT, model.K**-0.5)
         return out_BTHK, (memory, None)
 
     choice_BGTA, recent_BGTA = None, memory.recent_BGTA
     if kind == "b":
         memory, choice_BGTA = _choose(
-            q_BTHK, k_BSGK, memory, context.count_B, position_BT, view, model, scale
+            *sought, memory, context.count_B, position_BT, view, model
         )
     capacity = context.cache.capacity_tokens + context.cache.piece_tokens
     lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
     weigh = context.weigh and kind == "b"
-    if not weigh and kernel.can_read(q_BTHK, memory, model.implementation):
+    if not (weigh or model.score_weight) and kernel.can_read(
+        q_BTHK, memory, model.implementation
+    ):
         out_BTHK = kernel.read(
-            q_BTHK, memory.k, memory.v, lists, position_BT[:, 0], scale
+            *(q_BTHK, memory.k, memory.v, lists, position_BT[:, 0], model.K**-0.5)
         )
         return out_BTHK, (memory, _reading(lists, choice_BGTA, None))
     if memory.host is None:
         slot = _slots(memory, lists.block_id_BGQJ)
         take = jax.vmap(jax.vmap(blocks.take))
-        read = take(memory.k, slot), take(memory.v, slot)
+        taken = take(memory.k, slot), take(memory.v, slot)
     else:
         new = (k_BSGK, v_BSGK, position_BT, is_real_BT)
-        read = memory.host.exchange(*new, lists.block_id_BGQJ)
-    is_near = _is_near(model, letter)
-    out_BTHK, mass_BGJ = _read_lists(
-        q_BTHK, *read, lists, position_BT, scale, is_near, weigh
+        taken = memory.host.exchange(*new, lists.block_id_BGQJ)
+    bias_BGQTJ = None
+    if kind == "b" and model.score_weight:
+        bias_BGQTJ = _bias(sought[0], memory.index, lists, position_BT, view, model)
+    out_BTHK, mass_BGJ = read.read_lists(
+        *(q_BTHK, *taken, lists, position_BT, bias_BGQTJ),
+        is_near=_is_near(model, letter),
+        weigh=weigh,
     )
     if kind != "b" or T > 1:
         return out_BTHK, (memory, None)
@@ -148,7 +153,7 @@ def _write(memory, k_BSGK, v_BSGK, place_BT, is_real_BT):
     )
 
 
-def _choose(q_BTHK, k_BSGK, memory, count_B, place_BT, view, model, scale):
+def _choose(q_BTHK, k_BSGK, memory, count_B, place_BT, view, model):
     """The memory with bookmarks of new keys, and what the new tokens choose of the blocks that are kept."""
     index = grow.append_rows(memory.index, k_BSGK, count_B, model.index)
     choice_BGTA, _ = route.search_blocks(
@@ -157,7 +162,7 @@ def _choose(q_BTHK, k_BSGK, memory, count_B, place_BT, view, model, scale):
         index.bookmarks,
         route.open_blocks(view(place_BT), model.index),
         model.index,
-        scale=scale,
+        scale=model.K**-0.5,
         read=blocks.read,
     )
     kept = memory.pages
@@ -166,7 +171,7 @@ def _choose(q_BTHK, k_BSGK, memory, count_B, place_BT, view, model, scale):
         is_real_BT = jnp.arange(place_BT.shape[1]) < count_B[:, None]
         kept = pages.touch(kept, choice_BGTA, place_BT, is_real_BT)
     known_BGTA = jnp.concatenate([memory.recent_BGTA, choice_BGTA], axis=2)
-    recent_BGTA = _slices(known_BGTA, count_B, memory.recent_BGTA.shape[2], axis=2)
+    recent_BGTA = read.slices(known_BGTA, count_B, memory.recent_BGTA.shape[2], axis=2)
     memory = dataclasses.replace(
         memory, index=index, recent_BGTA=recent_BGTA, pages=kept
     )
@@ -198,12 +203,6 @@ def _is_near(model, letter):
     return None
 
 
-def _slices(x, first_B, num, axis):
-    """`num` entries along an axis, in each row from its own first one on."""
-    take = functools.partial(lax.dynamic_slice_in_dim, slice_size=num, axis=axis - 1)
-    return jax.vmap(take)(x, first_B)
-
-
 def _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity_tokens):
     """The lists of the query blocks that hold the new tokens; of a single token, its own part of one.
 
@@ -218,7 +217,9 @@ def _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity_tokens):
         known = jnp.concatenate([recent_BGTA, choice_BGTA], axis=2)
         padding = ((0, 0), (0, 0), (0, num * block - T), (0, 0))
         known = jnp.pad(known, padding, constant_values=-1)
-        choice_BGTA = _slices(known, block - 1 - offset_B, (lead + num) * block, axis=2)
+        choice_BGTA = read.slices(
+            known, block - 1 - offset_B, (lead + num) * block, axis=2
+        )
     begin_B = position_BT[:, 0] - offset_B - lead * block
     place_BT = begin_B[:, None] + jnp.arange((lead + num) * block, dtype=jnp.int32)
     lists, _ = unite.unite(
@@ -237,52 +238,21 @@ def _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity_tokens):
     return selection.BlockSelection(block_id, count, mask, block, model.index.C)
 
 
-def _read_lists(q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, scale, is_near, weigh):
-    """Attention of the new tokens to their lists; and, if asked for, how that of a single one fell on its blocks.
-
-    Args:
-        is_near: see `_is_near`.
-    """
-    B, T, H, K = q_BTHK.shape
-    G, Q = lists.block_id_BGQJ.shape[1:3]
-    block, C = lists.query_block, lists.key_block
-    offset_B = position_BT[:, 0] % block
-    begin_B = position_BT[:, 0] - offset_B
-
-    # Queries stand where their bits stand in the masks.
-    q = jnp.zeros((B, Q * block, H, K), q_BTHK.dtype)
-    put = functools.partial(lax.dynamic_update_slice_in_dim, axis=0)
-    q = jax.vmap(put)(q, q_BTHK, offset_B)
-    q_BGQTHK = q.reshape(B, Q, block, G, H // G, K).transpose(0, 3, 1, 2, 4, 5)
-
-    place_BT = begin_B[:, None] + jnp.arange(Q * block, dtype=jnp.int32)
-    num_keys = jnp.iinfo(jnp.int32).max
-    rules = xla_group.Rules(scale, True, None, is_near, num_keys, q_BTHK.dtype)
-    out_BGQTHK, lse_BGQTH = xla_group.attend_group(
-        rules,
-        xla_group.Queries(q_BGQTHK, None),
-        xla_group.Blocks(k_BGQJCK, v_BGQJCK, ()),
-        xla_group.Lists(
-            lists.block_id_BGQJ,
-            lists.token_mask_BGQJ,
-            None,
-            place_BT.reshape(B, Q, block),
-        ),
-        xla_group.Context(None, jnp.int32(0), (), ()),
+def _bias(q_BTHK, grown, lists, position_BT, view, model):
+    """`learn.block_bias` of listed blocks."""
+    q_BGQTHK, place_BQT = read.by_lists(q_BTHK, lists, position_BT)
+    B, _, T = place_BQT.shape
+    take = jax.vmap(jax.vmap(lambda x, place: x[place]))
+    place_BGQJ = jnp.maximum(lists.block_id_BGQJ, 0)
+    bookmarks = grown.bookmarks
+    digests = bookmarks.point_BGMRK, bookmarks.log_count_BGMR
+    open_blocks = view(place_BQT.reshape(B, -1)).open_blocks
+    return learn.block_bias(
+        q_BGQTHK,
+        [take(x, place_BGQJ) for x in digests],
+        lists.block_id_BGQJ,
+        [x.reshape(B, -1, T) for x in open_blocks],
+        model.index,
+        scale=model.K**-0.5,
+        weight=model.score_weight,
     )
-    out_BTHK = out_BGQTHK.transpose(0, 2, 3, 1, 4, 5).reshape(B, Q * block, H, K)
-    out_BTHK = _slices(out_BTHK, offset_B, T, axis=1)
-    if not weigh:
-        return out_BTHK, None
-    s_BGHJC = scale * jnp.einsum(
-        "BGHK,BGJCK->BGHJC",
-        q_BGQTHK[:, :, 0, 0],
-        k_BGQJCK[:, :, 0],
-        preferred_element_type=jnp.float32,
-    )
-    id_BGJC = lists.block_id_BGQJ[:, :, 0, :, None] * C + jnp.arange(C)
-    reads = (lists.token_mask_BGQJ[:, :, 0, :, None] > 0) & (
-        id_BGJC <= position_BT[:, :, None, None]
-    )
-    share = jnp.exp(s_BGHJC - lse_BGQTH[:, :, 0, 0, :, None, None])
-    return out_BTHK, jnp.where(reads[:, :, None], share, 0).sum(-1).mean(2)

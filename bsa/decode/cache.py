@@ -164,7 +164,7 @@ def _empty_layer(model, letter, cache, batch):
     grown = grow.empty(
         batch,
         model.G,
-        model.K,
+        model.route_width or model.K,
         index,
         capacity_tokens=cache.capacity_tokens,
         dtype=model.dtype,

@@ -68,6 +68,7 @@ def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> Bookmar
             f"S={S} is no multiple of C={index.C}: pad the sequence to whole blocks"
         )
     num = S // index.C
+    k_BSGK = jax.lax.stop_gradient(k_BSGK)
     k_BGNCK = k_BSGK.reshape(B, num, index.C, G, K).transpose(0, 3, 1, 2, 4)
     place_M = jnp.arange(num, dtype=jnp.int32)
     if start_BS is None:

@@ -69,8 +69,8 @@ def together(level: int, index: settings.IndexSettings) -> int:
 
 
 def num_levels(num_bookmarks: int, index: settings.IndexSettings) -> int:
-    """Levels that hold at least one complete chapter, at most `chapter_levels`; none for a flat route."""
-    if index.route == "flat":
+    """Levels that hold at least one complete chapter, at most `chapter_levels`; none for routes that read none."""
+    if index.route not in ("chapters", "graph"):
         return 0
     size = num_bookmarks
     for level in range(index.chapter_levels):

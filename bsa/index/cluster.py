@@ -11,7 +11,7 @@ def cluster(k_BGNCK, num_points: int, lloyd_steps: int, count_BGNC=None):
 
     Seeds are the key nearest the block's mean and then, one at a time, the key farthest from all seeds so far
     (Gonzalez, 1985); each Lloyd step moves a point to the mean of the keys nearest to it. Ties go to the earlier token
-    and the lower point, so equal keys give one cluster and empty ones. No gradient flows through.
+    and the lower point, so equal keys give one cluster and empty ones. Gradients flow through the means, not through who belongs where.
 
     Args:
         k_BGNCK: keys in blocks of C tokens, any floating dtype; computed in float32.
@@ -23,7 +23,7 @@ def cluster(k_BGNCK, num_points: int, lloyd_steps: int, count_BGNC=None):
         -inf for a cluster that holds none.
     """
     shapes.check(k_BGNCK=k_BGNCK, count_BGNC=count_BGNC)
-    k_BGNCK = jax.lax.stop_gradient(k_BGNCK).astype(jnp.float32)
+    k_BGNCK = k_BGNCK.astype(jnp.float32)
     point_BGNRK = _farthest_keys(k_BGNCK, num_points, count_BGNC)
     for _ in range(lloyd_steps):
         mean_BGNRK, count_BGNR = _cluster_means(k_BGNCK, point_BGNRK, count_BGNC)

@@ -17,7 +17,7 @@ from pallas_kernels import shapes
 
 
 def summarise(k_BGNCK, index: settings.IndexSettings):
-    """Digests each block of keys. No gradient flows through.
+    """Digests each block of keys; what is kept of them has gradients.
 
     Returns:
         point_BGNRK: float32.
@@ -27,7 +27,7 @@ def summarise(k_BGNCK, index: settings.IndexSettings):
             or, as a variance, is no place.
     """
     shapes.check(k_BGNCK=k_BGNCK)
-    k_BGNCK = jax.lax.stop_gradient(k_BGNCK).astype(jnp.float32)
+    k_BGNCK = k_BGNCK.astype(jnp.float32)
     if index.digest == "clusters":
         point, log_count = cluster.cluster(k_BGNCK, index.R, index.lloyd_steps)
     elif index.digest == "submeans":

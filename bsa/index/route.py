@@ -2,8 +2,8 @@
 
 `flat`: every token scores every bookmark that is closed and outside its window; work is tokens x bookmarks. `chapters`:
 coarse to fine (`tree`), a beam at each level. `graph`: the same to enter, then hops along links (`graph`). With a
-shortlist, exact keys decide after any of them; `top_p` and `min_share` then leave fewer than A. Memory is one piece of
-`route_tokens` tokens at a time.
+shortlist, exact keys decide after any of them; `top_p` and `min_share` then leave fewer than A. Patterns (`pattern`) look
+at no query. Memory is one piece of `route_tokens` tokens at a time.
 """
 
 import dataclasses
@@ -19,7 +19,9 @@ from bsa.index import (
     chapter,
     graph,
     judge,
+    kernel,
     local,
+    pattern,
     precision,
     settings,
     span,
@@ -111,6 +113,7 @@ def search_blocks(
     scale: float,
     read=operator.getitem,
     is_row: bool = False,
+    implementation: str = "xla",
 ):
     """`search` for tokens anywhere in a text whose keys lie in blocks.
 
@@ -119,10 +122,17 @@ def search_blocks(
         open_blocks: low_BT and high_BT of the function of that name.
         read: (keys of one row and head, id_X) -> k_XCK, floating.
         is_row: the tokens are all of the row, whose later bookmarks are then not even scored for its earlier tokens.
+        implementation: as in `dispatch.block_sparse_attention`; "mosaic_gpu" searches by a kernel where there is one for
+            these settings (`kernel.can_search`), in bfloat16: nearly equal blocks may change places.
     """
     sizes = shapes.check(q_BTHK=q_BTHK, point_BGMRK=bookmarks.point_BGMRK)
     B, T, H, G, K = (sizes[letter] for letter in "BTHGK")
+    if index.route in settings.PATTERNS:
+        return pattern.choose(open_blocks, G, index), jnp.zeros((B, G, T), jnp.int32)
     q_BTHK, keys, bookmarks = lax.stop_gradient((q_BTHK, keys, bookmarks))
+    if kernel.can_search(q_BTHK, bookmarks, index, implementation):
+        q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32) * scale
+        return kernel.search(q_BTGHK.mean(3), bookmarks, open_blocks, index)
     piece = min(index.route_tokens, T)
     pad = -T % piece
 

@@ -10,7 +10,8 @@ SIMILARITIES = ("dot", "cosine", "pearson")
 LINKED = ("means", "points")
 GROUPED = ("position", "cluster", "chain")
 STORES = ("float32", "bfloat16", "int8")
-ROUTES = ("flat", "chapters", "graph")
+PATTERNS = ("strided", "fixed", "random")
+ROUTES = ("flat", "chapters", "graph", *PATTERNS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class IndexSettings:
     link_by: str
     frontier: int
     hops: int
+    stride: int = 1
 
     def __post_init__(self):
         self._check_choices()
@@ -153,6 +155,12 @@ class IndexSettings:
             raise ValueError(
                 f"index: chapter_R={self.chapter_R} points for the {self.chapter_bookmarks * self.R} points of a chapter's "
                 "bookmarks; lower it"
+            )
+        searches = self.X or self.span_blocks > 1 or self.top_p < 1 or self.min_share
+        if self.stride < 1 or (searches and self.route in PATTERNS):
+            raise ValueError(
+                f"index: stride={self.stride} must be at least 1, and route={self.route!r} with X={self.X}: patterns "
+                "have no shortlist, spans (span_blocks) or budget (top_p, min_share)"
             )
         if self.route == "graph" and not self.P:
             raise ValueError("index: route='graph' walks along links; set P above 0")

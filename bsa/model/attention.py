@@ -4,11 +4,13 @@
 blocks, and sinks), `c` (chunks) and `b` (bookmarks) make a `BlockSelection` and read it through the block-sparse kernel.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from bsa.index import local, metrics
+from bsa.index import learn, local, metrics
 from bsa.model import settings
 from bsa.parallel import attend as attend_lib
 from bsa.parallel import mesh, select
@@ -24,10 +26,22 @@ SAVED = "selection"
 """Name under which lists are kept for backward, so that rematerialised layers do not route twice."""
 
 
+class Heads(NamedTuple):
+    """What a layer compares and sums.
+
+    Attributes:
+        sought: queries and keys by which the index is built and searched: attention's own, or others with a query for
+            each key/value head. Their logits are scaled as attention's are.
+    """
+
+    q_BTHK: jax.Array
+    k_BSGK: jax.Array
+    v_BSGK: jax.Array
+    sought: tuple[jax.Array, jax.Array]
+
+
 def attend(
-    q_BTHK,
-    k_BSGK,
-    v_BSGK,
+    heads: Heads,
     segment_id_BT,
     position_BT,
     model: settings.ModelSettings,
@@ -44,10 +58,12 @@ def attend(
     Returns:
         out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
         `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`, `selection_entropy`,
-        `unread_bookmarks` and the lists as `selection`.
+        `unread_bookmarks` and the lists as `selection`, and if rows are taught, `selection_divergence`.
+    Raises:
+        ValueError: selection is to be learned in rows that lie on several devices.
     """
-    kind = model.pattern[layer]
-    scale = q_BTHK.shape[-1] ** -0.5
+    q_BTHK, k_BSGK, v_BSGK, sought = heads
+    kind, scale = model.pattern[layer], q_BTHK.shape[-1] ** -0.5
     if kind == "d":
         arrays = q_BTHK, k_BSGK, v_BSGK, segment_id_BT
         if placement.context == 1:
@@ -56,6 +72,7 @@ def attend(
             out = attend_lib.dense(*arrays, placement, scale=scale)
         return out, {"attended_tokens": position_BT.mean(dtype=jnp.float32) + 1}
 
+    rules = {"scale": scale, "implementation": model.implementation}
     mask_mod = None
     if kind == "c":
         view = local.chunk(position_BT, model.chunk_tokens, model.index.C)
@@ -71,11 +88,12 @@ def attend(
         )
     if kind == "b":
         (count_BGM, scored_BGT), lists, refused_BGQ = select.choose(
-            q_BTHK, k_BSGK, view, model.index, placement, scale=scale
+            *sought, view, model.index, placement, **rules
         )
     else:
         lists, _ = select.read_locally(view, model.index, model.G, placement)
     lists = checkpoint_name(lists, SAVED)
+    bias_BGTJ, learned = _learn(heads, lists, view, model, layer, placement)
     out_BTHK = attend_lib.block_sparse_attention(
         q_BTHK,
         k_BSGK,
@@ -83,16 +101,16 @@ def attend(
         lists,
         segment_id_BT,
         placement,
-        scale=scale,
+        bias_BGTJ=bias_BGTJ,
         mask_mod=mask_mod,
-        implementation=model.implementation,
+        **rules,
     )
     figures = {
         "attended_tokens": _attended_tokens(layer, lists, view, position_BT, model)
     }
     if kind == "b":
         entropy, unread = metrics.bookmark_use(count_BGM, view)
-        figures |= {
+        figures |= learned | {
             "scored_nodes": scored_BGT.mean(1, dtype=jnp.float32),
             "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * model.index.C,
             "refused_choices": refused_BGQ.mean(dtype=jnp.float32),
@@ -101,6 +119,34 @@ def attend(
             SAVED: lists,
         }
     return out_BTHK, figures
+
+
+def _learn(heads, lists, view, model, layer, placement):
+    """By what selection is learned: the bias of chosen blocks, and how far scores are from where attention would fall."""
+    bias_BGTJ, figures, scale = None, {}, heads.q_BTHK.shape[-1] ** -0.5
+    if model.pattern[layer] != "b":
+        return bias_BGTJ, figures
+    if model.score_weight:
+        bias_BGTJ = select.bias(
+            *(*heads.sought, lists, view, model.index, placement),
+            scale=scale,
+            weight=model.score_weight,
+        )
+    if model.taught_rows:
+        if placement.context > 1:
+            raise ValueError(
+                f"model.taught_rows={model.taught_rows} reads whole rows; set it to 0 or mesh.context=1"
+            )
+        figures["selection_divergence"] = learn.divergence(
+            (heads.q_BTHK, heads.k_BSGK),
+            heads.sought,
+            view.start_BT,
+            view.open_blocks,
+            model.index,
+            scale=scale,
+            num_rows=min(model.taught_rows, heads.q_BTHK.shape[1]),
+        )
+    return bias_BGTJ, figures
 
 
 def dense(q_BTHK, k_BSGK, v_BSGK, segment_id_BT, scale: float):

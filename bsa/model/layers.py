@@ -63,12 +63,31 @@ class Attention(nn.Module):
             k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta, m.rope_scaling)
         self.sow("intermediates", "query", q_BTHK)
         self.sow("intermediates", "key", k_BSGK)
+        sought = q_BTHK, k_BSGK
+        if m.route_width and m.pattern[self.layer] == "b":
+            sought = self._sought(jax.lax.stop_gradient(x_BTD))
+        heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, sought)
         out_BTHK, figures = self.attend(
-            q_BTHK, k_BSGK, v_BSGK, segment_id_BT, position_BT, m, self.layer
+            heads, segment_id_BT, position_BT, m, self.layer
         )
         out_init = nn.initializers.normal(INITIAL_STD / (2 * m.L) ** 0.5)
         out_HKD = self.param("out_HKD", out_init, (m.H, m.K, m.D))
         return _project("BTHK,HKD->BTD", out_BTHK, out_HKD), figures
+
+    def _sought(self, x_BTD):
+        """The index's own queries and keys, without positions; a query for each key/value head."""
+        m = self.model
+        init = nn.initializers.normal(INITIAL_STD)
+        return tuple(
+            Norm(m.norm_eps, "scale_K", name=f"{name}_norm")(
+                _project(
+                    "BTD,DGK->BTGK",
+                    x_BTD,
+                    self.param(f"{name}_DGK", init, (m.D, m.G, m.route_width)),
+                )
+            )
+            for name in ("route_query", "route_key")
+        )
 
 
 class Mlp(nn.Module):

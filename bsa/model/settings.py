@@ -41,6 +41,9 @@ class ModelSettings:
     rope_scaling: rope.Scaling = rope.UNSCALED
     qkv_bias: bool = False
     tied: bool = True
+    route_width: int = 0
+    score_weight: float = 0.0
+    taught_rows: int = 0
 
     def __post_init__(self):
         for name in "DHGKFVL":
@@ -81,6 +84,15 @@ class ModelSettings:
         if self.chunk_tokens < 1:
             raise ValueError(
                 f"model: chunk_tokens={self.chunk_tokens} must be at least 1"
+            )
+        if self.taught_rows < 0 or self.route_width < 0:
+            raise ValueError(
+                f"model: taught_rows={self.taught_rows} and route_width={self.route_width} cannot be negative; 0 is none"
+            )
+        if self.route_width and self.index.X:
+            raise ValueError(
+                f"model: route_width={self.route_width} with index.X={self.index.X}: the exact step reads attention's keys; "
+                "set one to 0"
             )
         if self.remat not in REMATS:
             raise ValueError(

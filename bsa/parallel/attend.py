@@ -17,6 +17,7 @@ def block_sparse_attention(
     *,
     scale: float,
     implementation: str,
+    bias_BGTJ=None,
     mask_mod=None,
 ):
     """Causal attention of each query block over the key blocks listed for it, wherever they are.
@@ -24,28 +25,33 @@ def block_sparse_attention(
     Args:
         lists: of the whole row; see `BlockSelection`.
         segment_id_BT: int32, documents of the row; no attention crosses them.
-        mask_mod: as in `dispatch.block_sparse_attention`; on one device a row only.
+        bias_BGTJ, mask_mod: as in `dispatch.block_sparse_attention`; on one device a row only.
     Returns:
         out_BTHK in q's dtype; as on one device, but for rounding.
     Raises:
-        ValueError: a `mask_mod` for a row that lies on several devices.
+        ValueError: a `mask_mod` or bias for a row that lies on several devices.
     """
     shapes.check(
-        q_BTHK=q_BTHK, k_BSGK=k_BSGK, v_BSGK=v_BSGK, segment_id_BT=segment_id_BT
+        q_BTHK=q_BTHK,
+        k_BSGK=k_BSGK,
+        v_BSGK=v_BSGK,
+        segment_id_BT=segment_id_BT,
+        bias_BGTJ=bias_BGTJ,
     )
     devices = placement.context
-    if mask_mod is not None and devices > 1:
+    if devices > 1 and (mask_mod is not None or bias_BGTJ is not None):
         raise ValueError(
-            f"a sliding window over context={devices} devices is not supported; set mesh.context=1"
+            f"a sliding window or a bias over context={devices} devices is not supported; set mesh.context=1"
         )
 
-    def attend_alone(q, k, v, lists, segment_id):
+    def attend_alone(q, k, v, lists, segment_id, bias_BGTJ=None):
         out, _ = dispatch.block_sparse_attention(
             q,
             k,
             v,
             lists,
             scale=scale,
+            bias_BGTJ=bias_BGTJ,
             segment_ids=selection.SegmentIds(segment_id, segment_id),
             mask_mod=mask_mod,
             implementation=implementation,
@@ -67,9 +73,13 @@ def block_sparse_attention(
         jax.tree.structure(lists),
         ["BGQJ", "BGQ", "BGQJ"][: len(jax.tree.leaves(lists))],
     )
-    return placement.run_on_shards(
-        attend_shard, inputs=("BTHK", "BSGK", "BSGK", axes, "BT"), outputs="BTHK"
-    )(q_BTHK, k_BSGK, v_BSGK, lists, segment_id_BT)
+    arrays = [q_BTHK, k_BSGK, v_BSGK, lists, segment_id_BT]
+    inputs = ["BTHK", "BSGK", "BSGK", axes, "BT"]
+    if bias_BGTJ is not None:
+        arrays, inputs = [*arrays, bias_BGTJ], [*inputs, "BGTJ"]
+    return placement.run_on_shards(attend_shard, inputs=tuple(inputs), outputs="BTHK")(
+        *arrays
+    )
 
 
 def dense(

@@ -13,6 +13,7 @@ from jax import lax
 from bsa.index import (
     build,
     chapter,
+    learn,
     link,
     local,
     metrics,
@@ -54,9 +55,12 @@ def choose(
     placement: mesh.Placement,
     *,
     scale: float,
+    implementation: str = "xla",
 ):
     """Builds the index, routes each token, and unites what it chose with what it reads anyway.
 
+    Args:
+        implementation: as in `route.search_blocks`.
     Returns:
         count_BGM, how many tokens chose each bookmark, and scored_BGT of `route.search`; and the lists and refused_BGQ
         of `unite.unite`.
@@ -85,6 +89,7 @@ def choose(
             index,
             scale=scale,
             is_row=devices == 1,
+            implementation=implementation,
         )
         lists, refused_BGQ = unite.unite(
             choice_BGTA,
@@ -107,6 +112,41 @@ def choose(
     )(q_BTHK, k_BSGK, view)
 
 
+def bias(
+    q_BTHK,
+    k_BSGK,
+    lists: selection.BlockSelection,
+    view: local.LocalView,
+    index: settings.IndexSettings,
+    placement: mesh.Placement,
+    *,
+    scale: float,
+    weight: float,
+):
+    """`learn.list_bias` of whole arrays.
+
+    Raises:
+        ValueError: a row lies on several devices.
+    """
+    if placement.context > 1:
+        raise ValueError(
+            f"scores as a bias over context={placement.context} devices are not supported; set model.score_weight=0"
+        )
+
+    def bias_shard(q_BTHK, k_BSGK, lists, view):
+        return learn.list_bias(
+            *(q_BTHK, k_BSGK, lists, view.open_blocks, index),
+            scale=scale,
+            weight=weight,
+        )
+
+    return placement.run_on_shards(
+        bias_shard,
+        inputs=("BTHK", "BSGK", _axes_of_lists(index), _axes_of_view(view)),
+        outputs="BGTJ",
+    )(q_BTHK, k_BSGK, lists, view)
+
+
 def build_shard(
     k_BSGK, start_BS, index: settings.IndexSettings, devices: int
 ) -> build.BookmarkIndex:
@@ -119,6 +159,7 @@ def build_shard(
     sizes = shapes.check(k_BSGK=k_BSGK, start_BS=start_BS)
     B, S, G, K = (sizes[letter] for letter in "BSGK")
     num = S // index.C
+    k_BSGK = lax.stop_gradient(k_BSGK)
     k_BGNCK = k_BSGK.reshape(B, num, index.C, G, K).transpose(0, 3, 1, 2, 4)
     own_M = lax.axis_index("context") * num + jnp.arange(num, dtype=jnp.int32)
     start_BM = start_BS[:, index.C - 1 :: index.C]

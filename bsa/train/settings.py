@@ -27,6 +27,7 @@ class TrainSettings:
     learning_rate: float
     warmup_steps: int
     final_learning_rate_share: float
+    teach_weight: float
     weight_decay: float
     b1: float
     b2: float
@@ -123,6 +124,14 @@ class RunSettings:
                             f"T={length} is no multiple of index.{name}={getattr(index, name)}; "
                             f"T={-(-length // getattr(index, name)) * getattr(index, name)} would work"
                         )
+        if self.pretrained.source and self.model.route_width:
+            raise ValueError(
+                f"model.route_width={self.model.route_width}: a published checkpoint has no queries of an index; set it to 0"
+            )
+        if self.train.teach_weight and not self.model.taught_rows:
+            raise ValueError(
+                f"train.teach_weight={self.train.teach_weight} needs rows to teach by; set model.taught_rows, to 64 say"
+            )
         if len(self.train.start_pattern or self.model.pattern) != len(
             self.model.pattern
         ):

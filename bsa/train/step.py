@@ -80,7 +80,9 @@ def make_train_step(
 ):
     """Compiles (state, batch) -> (state, figures); the state's memory is reused.
 
-    The loss is the mean over the whole batch's weights, so that micro-batches give the same gradient as one batch.
+    The loss is the mean over the whole batch's weights, so that micro-batches give the same gradient as one batch. To what
+    is minimised, not to the loss reported, `teach_weight` adds the layers' `selection_divergence`, a mean of each
+    micro-batch and layer.
     Figures are float32 scalars: `loss` (nats a token), `bits_per_byte`, `gradient_norm`, `learning_rate`, and those of
     the attention layers.
 
@@ -97,9 +99,14 @@ def make_train_step(
 
         def share_of_loss(params, part):
             nll_BT, _, figures = _forward(params, part, reading, mesh)
-            return (nll_BT * part["weight_BT"]).sum() / total, figures
+            nats = (nll_BT * part["weight_BT"]).sum() / total
+            figures["loss"] = nats * run.train.accumulation_steps
+            if run.train.teach_weight and "selection_divergence" in figures:
+                taught = figures["selection_divergence"] * run.train.teach_weight
+                nats += taught / run.train.accumulation_steps
+            return nats, figures
 
-        loss_value, figures, gradient = _accumulate(
+        _, figures, gradient = _accumulate(
             jax.value_and_grad(share_of_loss, has_aux=True),
             state.params,
             batch,
@@ -109,8 +116,7 @@ def make_train_step(
             gradient, state.optimizer_state, state.params
         )
         figures |= {
-            "loss": loss_value,
-            "bits_per_byte": loss_value / jnp.log(2.0),
+            "bits_per_byte": figures["loss"] / jnp.log(2.0),
             "gradient_norm": optax.global_norm(gradient),
             "learning_rate": schedule(state.step),
         }
@@ -226,7 +232,7 @@ def _mean_figures(layers, position_BT):
 
 
 def _accumulate(gradient_of, params, batch, parts):
-    """Sums loss and gradient, and averages figures, over `parts` micro-batches of interleaved rows."""
+    """Sums what is minimised and its gradient, and averages figures, over `parts` micro-batches of interleaved rows."""
     if parts == 1:
         (value, figures), gradient = gradient_of(params, batch)
         return value, figures, gradient

@@ -107,6 +107,22 @@ def test_suites_are_sound(name):
             assert task.draw(part.num_tokens, rng).answer_id_T.max() > 0
 
 
+def test_a_cell_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    """And with other steps, the table is another."""
+    written = []
+
+    def write(cell, workdir, source):
+        assert cell.run(source).train.steps == 20
+        if cell.method == "window":
+            raise FloatingPointError("loss nan at step 7")
+        written.append(cell.path(workdir).relative_to(workdir).as_posix())
+
+    monkeypatch.setattr(quality, "write_cell", write)
+    with pytest.raises(SystemExit, match="1 cells failed: window 0.*nan at step 7"):
+        run_suite(monkeypatch, tmp_path, tmp_path, "--suite=smoke", "--steps=20")
+    assert written == ["smoke_20/dense-0.json", "smoke_20/bookmark-0.json"]
+
+
 def test_other_settings_are_not_taken_for_the_same(tmp_path):
     (cell,) = quality.cells("smoke", ["dense"])
     path = cell.path(tmp_path)

@@ -70,3 +70,24 @@ def test_auto_is_logged_once(caplog):
         choices = {dispatch.resolve("auto") for _ in range(3)}
     assert choices <= set(dispatch.IMPLEMENTATIONS) and len(choices) == 1
     assert [jax.default_backend() in line for line in caplog.messages] == [True]
+
+
+def test_auto_leaves_to_xla_what_the_hopper_kernels_cannot_compute(monkeypatch):
+    """On a card, which is not needed to choose: only the calls that fit are the kernels'."""
+    monkeypatch.setattr(dispatch, "choose", lambda platform: "mosaic_gpu")
+    monkeypatch.setattr(dispatch.mosaic_gpu, "check_device", lambda device: None)
+    ran = []
+    for name in ("mosaic_gpu", "xla"):
+
+        def attend(q_BTHK, *_, name=name):
+            ran.append(name)
+            return q_BTHK, q_BTHK[..., 0].swapaxes(1, 2).astype(jnp.float32)
+
+        monkeypatch.setitem(dispatch.IMPLEMENTATIONS, name, attend)
+    for dtype, block in (("bfloat16", 16), ("float32", 16), ("bfloat16", 8)):
+        case = dataclasses.replace(
+            CASE, dtype=dtype, query_block=block, key_block=block
+        )
+        inputs = cases.make_inputs(case)
+        block_sparse_attention(*inputs[:3], inputs.selection, scale=1.0)
+    assert ran == ["mosaic_gpu", "xla", "xla"]

@@ -41,19 +41,17 @@ CHAPTERS = bookmarks_only(
     route="chapters",
     X=4,
     query_pool="heads",
-    store="int8",
-    chapter_by="cluster",
-    volume_chapters=2,
-)
-GRAPH = bookmarks_only(
-    "n",
-    route="graph",
-    P=2,
-    query_block=4,
-    J=24,
     span_blocks=3,
     span_similarity=0.2,
     top_p=0.8,
+    store="bfloat16",
+    chapter_by="cluster",
+    volume_chapters=2,
+)
+GRAPH = dataclasses.replace(
+    bookmarks_only("n", route="graph", P=2, query_block=4, J=24),
+    score_weight=0.5,
+    route_width=6,
 )
 T = 1088
 """Tokens of a row."""

@@ -1,4 +1,4 @@
-"""A step that reads through the Hopper kernel gives the logits of one that reads through XLA."""
+"""A token that reads through the Hopper kernel gets what one that reads through XLA gets."""
 
 import dataclasses
 import functools
@@ -9,51 +9,69 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from bsa.decode import attend
 from bsa.decode import cache as caches
-from bsa.decode import step
 from bsa.decode.settings import CacheSettings
+from bsa.model import attention
 from pallas_kernels import mosaic_gpu, mosaic_gpu_decode
 from tests.bsa.decode import cases
 
 # Interpreted warpgroups wait for each other on threads; see tests/pallas_kernels/conftest.py.
 os.environ.setdefault("PJRT_NPROC", "32")
 
-MODEL = dataclasses.replace(
-    cases.bookmarks_only("r", C=16, J=6, sink_tokens=16, A=2),
-    dtype="bfloat16",
-    K=64,
-    implementation="mosaic_gpu",
+MODEL = cases.bookmarks_only(
+    "r", C=16, J=8, sink_tokens=16, R=1, A=2, query_block=16, route="flat"
 )
-TOKENS = np.array([150, 92])
+MODEL = dataclasses.replace(MODEL, dtype="bfloat16", K=64)
+PLACE = jnp.array([[150], [92]])
+"""Of each row's token: in the middle of a block."""
+
+
+def _normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
+
+
+def _memory():
+    """A text of random keys, of which the tokens before chose some blocks that are still open."""
+    memory = caches.empty(MODEL, CacheSettings(160, 16), 2).layers[0]
+    k, v = (
+        dataclasses.replace(x, value_BGNCK=_normal(seed, *x.value_BGNCK.shape))
+        for seed, x in enumerate((memory.k, memory.v))
+    )
+    recent = jax.random.randint(jax.random.key(2), memory.recent_BGTA.shape, 1, 5)
+    return dataclasses.replace(memory, k=k, v=v, recent_BGTA=recent)
 
 
 def test_kernel_reads_what_xla_reads(monkeypatch):
-    """Rows of different lengths; the lists leave out most of the longer one."""
     called = []
-
-    def attend(*arguments, **options):
-        called.append(True)
-        return real(*arguments, **options)
-
     real = mosaic_gpu_decode.attend
     if not mosaic_gpu.is_hopper(jax.devices()[0]):
         real = functools.partial(real, interpret=plgpu.InterpretGPUParams())
-    monkeypatch.setattr(mosaic_gpu_decode, "attend", attend)
-    by_xla = dataclasses.replace(MODEL, implementation="xla")
-    params = cases.parameters(by_xla)
-    token_BT = cases.tokens(0)[:, : TOKENS.max()]
-    cache = caches.empty(by_xla, CacheSettings(160, 160), 2)
-    _, cache = step.prefill(params, token_BT, cache, by_xla, count_B=TOKENS)
+
+    def count_and_attend(*arguments, **options):
+        called.append(True)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(mosaic_gpu_decode, "attend", count_and_attend)
+    memory, q = _memory(), _normal(3, 2, 1, MODEL.H, MODEL.K)
+    k, v = (_normal(seed, 2, 1, MODEL.G, MODEL.K) for seed in (4, 5))
     found = []
-    for model in (MODEL, by_xla):
-        mine = jax.tree.map(jnp.copy, cache)
-        logits_BV, readings, _ = step.decode_step(
-            params, jnp.asarray([3, 5]), mine, model
-        )
-        found.append((logits_BV, jax.tree.leaves(readings)))
-        assert len(called) == 1, "once in the kernel's step, never in XLA's"
+    for implementation in ("mosaic_gpu", "xla"):
+        model = dataclasses.replace(MODEL, implementation=implementation)
+
+        @jax.jit
+        def read(q, k, v, memory, model=model):
+            room = CacheSettings(160, 16)
+            context = attend.Context(memory, jnp.ones(2, jnp.int32), room, weigh=False)
+            heads = attention.Heads(q, k, v, (q, k))
+            return attend.attend(heads, None, PLACE, model, 0, context=context)
+
+        out_BTHK, (_, reading) = read(q, k, v, memory)
+        found.append((out_BTHK, reading.block_id_BGJ))
+        assert len(called) == 1, "once by the kernel, never by XLA"
     (ours, read), (theirs, expected) = found
-    for x, y in zip(read, expected):
-        np.testing.assert_array_equal(x, y)
+    np.testing.assert_array_equal(read, expected)
+    assert ((read[0] >= 0).sum(-1) < PLACE[0] // MODEL.index.C).all(), "all was read"
     unit = float(jnp.finfo(jnp.bfloat16).eps)
-    np.testing.assert_allclose(ours, theirs, atol=8 * unit * np.abs(theirs).max())
+    ours, theirs = (x.astype(jnp.float32) for x in (ours, theirs))
+    np.testing.assert_allclose(ours, theirs, atol=4 * unit * np.abs(theirs).max())

@@ -61,7 +61,7 @@ CROWDED = dataclasses.replace(INDEX, J=8, A=4)
         with_pattern("wb"),
         with_pattern("dcwb"),
         with_pattern("b", index=SHORTLIST),
-        with_pattern("b", index=CROWDED),
+        with_pattern("b", index=CROWDED, score_weight=0.5, route_width=4),
         with_pattern("wb", remat="layer"),
     ],
     ids=["d", "s", "w", "c", "b", "wb", "dcwb", "b-shortlist", "b-crowded", "wb-remat"],
@@ -171,6 +171,23 @@ def test_figures_count_what_is_read():
         <= attended["3_b"]
         <= attended["2_w"] + INDEX.A * INDEX.open_tokens * INDEX.C
     )
+
+
+def test_teaching_reaches_the_index_and_nothing_else():
+    """Where it has queries and keys of its own."""
+    segments, positions = one_document()
+    tokens = jax.random.randint(jax.random.key(7), (2, T), 0, MODEL.V)
+    model = with_pattern("b", taught_rows=16, route_width=4)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        _, figures = decoder.apply(params, tokens, segments, positions, model)
+        return figures["0_b"]["selection_divergence"].sum()
+
+    leaves = jax.tree_util.tree_leaves_with_path(gradient(parameters(model)))
+    for at, leaf in leaves:
+        assert (np.abs(leaf).max() > 0) == ("route" in jax.tree_util.keystr(at)), at
 
 
 def test_rope_depends_on_distance_only():

@@ -15,12 +15,14 @@ from bsa.train import loss, settings, step
 from configs import tiny
 
 
-def tiny_run(implementation="auto", **train):
+def tiny_run(implementation="auto", model=(), index=(), **train):
     """The tiny config made smaller still."""
     config = tiny.get_config()
     config.model.implementation = implementation
     config.model.update(D=32, F=48, L=2, K=8, window_tokens=(32, 16))
+    config.model.update(dict(model))
     config.index.update(J=16, A=2, route_tokens=64)
+    config.index.update(dict(index))
     config.data.update(B=4, T=64, passkey_share=0.0)
     config.evaluation.update(passkey_tokens=(128,))
     config.train.update(steps=20, warmup_steps=2, **train)
@@ -138,17 +140,25 @@ def test_many_devices_take_the_step_of_one():
 
 
 def test_tiny_model_learns_a_batch():
-    run = tiny_run(learning_rate=1e-2)
+    """And its scores to be near attention."""
+    run = tiny_run(
+        model={"score_weight": 0.5, "taught_rows": 32, "route_width": 8},
+        index={"C": 4, "sink_tokens": 0, "J": 24},
+        learning_rate=1e-2,
+        teach_weight=1.0,
+    )
     mesh = meshes.make_mesh(run.mesh)
     state = step.initial_state(run, mesh)
     train_step = step.make_train_step(run, mesh)
     batch = random_batch(run)
-    losses = []
+    losses, gaps = [], []
     for _ in range(20):
         state, figures = train_step(state, batch)
         losses.append(float(figures["loss"]))
+        gaps.append(float(figures["selection_divergence"]))
     assert abs(losses[0] - np.log(256)) < 0.2
     assert losses[-1] < losses[0] - 0.5
+    assert gaps[-1] < gaps[0] / 2, "untaught, they drift apart"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Methods of `experiments.quality` as changes of knobs (`configs/base.py`).
+
+Published methods are those that the index can express: `moba` and `quest` read their own block and the best others, by
+mean key or by bound, for each head (so query heads have keys of their own, H = G); `mean_key` and `minmax` are bookmark
+layers with their digests; `representatives` keeps the three keys of a block that are farthest from its mean, where InfLLM asks which its
+neighbours attend to; `strided`, `fixed` and `random` are Sparse Transformer's and BigBird's patterns beside window and
+sinks, with as many blocks as the budget has room for, not as many as the text asks for; `streaming` is a window with
+sinks, without new positions in the cache; `irope` is Llama 4's schedule of layers without the temperature that it has
+beyond the trained length. Not here: NSA's compressed branch and gates, Landmark's grouped softmax, HiP's halving.
+Ways of learning to select are methods too: `started` reads everything in its first tenth of steps, `biased` adds scores
+to logits, `taught` compares scores with dense attention, `indexer` teaches queries and keys that only the index uses.
+"""
+
+
+def knobs(section, **values):
+    return {f"{section}.{name}": value for name, value in values.items()}
+
+
+def layers(pattern, windows, positions=None):
+    """Kinds of layers, with RoPE in all but the last unless said otherwise."""
+    positions = positions or "r" * (len(pattern) - 1) + "n"
+    return knobs("model", pattern=pattern, window_tokens=windows, positions=positions)
+
+
+MEAN_KEY = knobs("index", digest="submeans", R=1)
+MINMAX = knobs("index", digest="minmax")
+"""Digests of MoBA (and of all that score block means) and of Quest, everything else as in a bookmark layer."""
+REPRESENTATIVES = knobs("index", digest="distinctive", R=4)
+"""Digest with the most telling keys of a block, beside the mean of the rest."""
+
+
+def patterns(A, stride):
+    """Bookmark layers whose A blocks depend on places alone; nobody's choice stays open."""
+    return {
+        name: knobs("index", route=name, A=A, stride=stride, open_tokens=1)
+        for name in ("strided", "fixed", "random")
+    }
+
+
+def learned(bookmark, dense_pattern, start_steps):
+    """Bookmark layers that learn to select in other ways."""
+    start = knobs("train", start_steps=start_steps, start_pattern=dense_pattern)
+    taught = knobs("model", taught_rows=64) | knobs("train", teach_weight=0.1)
+    return {
+        "started": bookmark | start,
+        "biased": bookmark | knobs("model", score_weight=1.0),
+        "taught": bookmark | taught,
+        "indexer": bookmark | taught | knobs("model", route_width=32),
+    }

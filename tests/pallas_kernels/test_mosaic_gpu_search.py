@@ -1,0 +1,72 @@
+"""The search kernel finds what sorting all scores finds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import mosaic_gpu, mosaic_gpu_search
+
+B, T, G, K, M, NUM = 2, 200, 2, 64, 150, 3
+"""Two thread blocks a head, the second ragged; three tiles of nodes, the last ragged."""
+GROUP = 16
+
+
+def _draw(R):
+    """Arguments of a search; equal nodes, and points and nodes that aren't there, among them."""
+    rng = np.random.default_rng(R)
+    # Sums of products of small integers are exact in float32 and in bfloat16's products.
+    q_BTGK = rng.integers(-1, 2, (B, T, G, K)) / 4
+    point_BGMRK = rng.integers(-1, 2, (B, G, M, R, K))
+    count_BGMR = rng.integers(0, 3, (B, G, M, R))
+    point_BGMRK[:, :, 20:40], count_BGMR[:, :, 20:40] = (
+        x[:, :, 100:120] for x in (point_BGMRK, count_BGMR)
+    )
+    with np.errstate(divide="ignore"):
+        log_count_BGMR = np.log(count_BGMR)
+    high_BT = np.sort(rng.integers(0, M + 1, (B, T)), axis=1)
+    low_BT = np.maximum(0, high_BT - rng.integers(0, M, (B, T)))
+    floats = [x.astype(np.float32) for x in (q_BTGK, point_BGMRK, log_count_BGMR)]
+    return *floats, low_BT.astype(np.int32), high_BT.astype(np.int32)
+
+
+@pytest.mark.parametrize(("R", "is_grouped"), [(3, False), (1, True)])
+def test_finds_the_best(R, is_grouped):
+    interpret = None
+    if not mosaic_gpu.is_hopper(jax.devices()[0]):
+        interpret = plgpu.InterpretGPUParams()
+    arguments = _draw(R)
+    groups = None
+    if is_grouped:
+        group_BGTX = np.random.default_rng(9).integers(-1, -(-M // GROUP), (B, G, T, 3))
+        groups = jnp.asarray(group_BGTX, jnp.int32), GROUP
+
+    @jax.jit
+    def find(*arrays):
+        return mosaic_gpu_search.find(*arrays, NUM, groups=groups, interpret=interpret)
+
+    found = find(*map(jnp.asarray, arguments))
+    q, point, log_count, low, high = arguments
+    logit = np.einsum("btgk,bgmrk->bgtmr", q, point) + log_count[:, :, None]
+    with np.errstate(divide="ignore"):
+        score = np.log(np.exp(logit, dtype=np.float64).sum(-1))
+    place = np.arange(M)
+    is_open = (place >= low[..., None]) & (place < high[..., None])
+    is_open = is_open[:, None]
+    if is_grouped:
+        is_open = is_open & (group_BGTX[..., None] == place // GROUP).any(3)
+    score = np.where(is_open, score, -np.inf)
+    order = np.argsort(-np.round(score, 4), axis=-1, kind="stable")[..., :NUM]
+    best = np.take_along_axis(score, order, -1)
+    if R == 1:
+        expected = np.where(best > -np.inf, order, -1)
+        np.testing.assert_array_equal(found, expected)
+    # Rounding decides between nodes whose points add up to almost the same.
+    assert ((found < 0) == (best == -np.inf)).all()
+    ours = np.take_along_axis(score, np.maximum(found, 0), -1)
+    np.testing.assert_allclose(
+        np.where(found < 0, 0, ours), np.where(found < 0, 0, best), atol=1e-4
+    )
+    ranks = np.sort(found, axis=-1)
+    assert ((ranks[..., 1:] != ranks[..., :-1]) | (ranks[..., 1:] < 0)).all()
