@@ -13,7 +13,7 @@ A budget is the most keys that a query may read, mean over the positions measure
 - quest: blocks of 16 by the bound that the channels' extremes give, each query head for itself (2406.10774).
 - nsa: blocks of 64 by mean key, one choice a key/value head by the sum of its heads' softmaxes (2502.11089, without its
   training); nsa16 the same with blocks of 16.
-- bookmark: blocks of 16 by 4 points each shortlist 96 (or 8 for each choice, if that is more), whose own keys decide;
+- bookmark: blocks of 16 by 4 points each shortlist 96 (or 7 for each choice, if that is more), whose own keys decide;
   chosen blocks stay open for 16 tokens.
 """
 
@@ -98,7 +98,7 @@ def swap_of(method: str, budget: int) -> swapped.Swap:
     choices = int((budget - swap.local_tokens()) // cost)
     index = {**index, "A": choices}
     if method == "bookmark":
-        index |= {"X": max(96, 8 * choices), "J": max(192, 12 * choices)}
+        index |= {"X": max(96, 7 * choices), "J": max(192, 12 * choices)}
     return swapped.Swap("b", per_head=per_head, index=tuple(index.items()))
 
 
