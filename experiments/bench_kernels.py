@@ -16,7 +16,6 @@ record: flat ones. Milliseconds are medians; TFLOP/s count the pairs of queries 
 (dense: below the diagonal), 4*K FLOP a pair and query head forward and 2.5 times that
 backward. Errors, of all entries and relative to the largest, are against `xla` in float32,
 which the parity suite holds to the oracle. `bench_report` joins the files of several runs.
-Run on a CPU with `xla` only, not on a card yet.
 """
 
 import argparse

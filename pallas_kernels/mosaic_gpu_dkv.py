@@ -6,7 +6,7 @@ two consumer warpgroups recompute the transposed weights and add to sums in regi
 sums of the pieces of a tile are added up by `mosaic_gpu_sum`, always in the same order.
 
 After the dK and dV kernel of JAX's `attention_mgpu.py` and FlashAttention-3 (arXiv
-2407.08608). Not timed yet.
+2407.08608).
 """
 
 from typing import Any, NamedTuple

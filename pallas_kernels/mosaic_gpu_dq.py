@@ -5,7 +5,6 @@ weights from the lse: one matmul more than a fused pass needs, but no sum is sha
 thread blocks, so the same inputs give the same bits.
 
 After the dQ kernel of JAX's `attention_mgpu.py` and FlashAttention-3 (arXiv 2407.08608).
-Not timed yet.
 """
 
 import jax

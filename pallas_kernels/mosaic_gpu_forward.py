@@ -5,7 +5,7 @@ producer warpgroup gathers key tiles (see `mosaic_gpu_gather`); consumer warpgro
 on the tensor cores and keep an online softmax in float32 registers. Two consumers of one
 tile take turns: while one computes exponentials, the other has the tensor cores.
 
-After JAX's `attention_mgpu.py` and FlashAttention-3 (arXiv 2407.08608). Not timed yet.
+After JAX's `attention_mgpu.py` and FlashAttention-3 (arXiv 2407.08608).
 """
 
 import functools
