@@ -63,8 +63,12 @@ def pretrained() -> str:
             )
             cells.append("" if nats is None else f"{nats:.3f}{far}")
         lines.append(f"| {text} | {' | '.join(cells)} |")
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in result["records"]))
-    origin = f"`{result['command']}`, {result['date']}, commits {commits}, {result['device']}"
+    shown = rows.values()
+    commits, devices = (
+        ", ".join(dict.fromkeys(row[name] for row in shown))
+        for name in ("commit", "device")
+    )
+    origin = f"`{result['command']}`, {result['date']}, commits {commits}, {devices}"
     return "\n".join([*lines, "", origin])
 
 
