@@ -3,7 +3,7 @@
 Command: python -m experiments.bench_report [FILE.json ...]
 
 Files of several runs are joined, a later record in place of an earlier one of the same measurement; a failure only where
-nothing succeeded. Each record says when and at which commit it was made. Without files, the figure alone is drawn anew.
+nothing succeeded. Each record says by which command, when and at which commit it was made. Without files, the figure alone is drawn anew.
 """
 
 import json
@@ -30,7 +30,9 @@ def join(files):
     joined = {}
     for result in files:
         for row in result["records"]:
-            made = {key: row.get(key, result[key]) for key in ("commit", "date")}
+            made = {
+                key: row.get(key, result[key]) for key in ("command", "commit", "date")
+            }
             key = tuple(row.get(name) for name in CELL)
             if "failed" not in row or "failed" in joined.get(key, row):
                 joined[key] = row | made
@@ -96,8 +98,9 @@ def tables(result):
     found = [text for make in parts if (text := make(records))]
     if not found:
         return ""
+    commands = ", ".join(dict.fromkeys(f"`{row['command']}`" for row in records))
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in records))
-    found.append(f"`{result['command']}`, commits {commits}, {result['device']}")
+    found.append(f"{commands}, commits {commits}, {result['device']}")
     return "\n\n".join(found)
 
 

@@ -36,7 +36,7 @@ def hopper_forward(rows, K):
     """Tiles for lists that `rows` rows (query heads x tokens) share, and head width K.
 
     The sizes fill the registers and the 227 KB of shared memory. On one H100 (32K tokens,
-    2026-11-22) key tiles of 64 rows with 3 or 4 stages were 13-18% slower than 128 with 2;
+    2026-11-22) key tiles of 64 rows with 3 or 4 stages were 11-19% slower than 128 with 2;
     for at most 64 rows only these sizes were timed.
     """
     keys = 128 if K <= 128 else 64
