@@ -1,12 +1,14 @@
 """Training steps on a million tokens: how fast, in how much memory, and beside dense attention where that fits.
 
-    python -m experiments.train_1m [--tokens=131072,1048576] [--kinds=bookmark,dense] [--steps=20] [--config.data.source=stdlib]
+    python -m experiments.train_1m [--tokens=131072,1048576] [--kinds=bookmark,mixed,dense] [--steps=20] [--trace_dir=DIR]
 
-Each row is a process of its own, so that its peak of memory is its own. Where the time goes: --config.profile of
-`bsa.main` traces the same step.
+`mixed` has dense layers in place of bookmark layers, between the same windows; in `dense` every layer is. Each row is a
+process of its own, so that its peak of memory is its own; rows measured before on the same device stay. With --trace_dir
+a row says in milliseconds of one step where the time goes.
 """
 
 import json
+import pathlib
 import subprocess
 import sys
 import time
@@ -18,35 +20,49 @@ from ml_collections import config_flags
 from bsa.parallel import mesh as meshes
 from bsa.tasks import pipeline, sources
 from bsa.train import provenance, settings, step
-from experiments import record
+from experiments import record, step_parts
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/1m.py")
 _TOKENS = flags.DEFINE_list("tokens", ["131072", "1048576"], "Lengths of the row.")
-_KINDS = flags.DEFINE_list("kinds", ["bookmark", "dense"], "The fourth layer of four.")
+_KINDS = flags.DEFINE_list("kinds", ["bookmark", "mixed", "dense"], "Kinds of layers.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps; the first two are not timed.")
+_TRACE_DIR = flags.DEFINE_string("trace_dir", "", "For traces; none if empty.")
 _ONE = flags.DEFINE_bool("one", False, "Measure one row here, and print it as JSON.")
+
+CELL = ("device", "tokens", "kind")
 
 
 def measure(config, tokens: int, kind: str, steps: int) -> dict:
     """One row: a fresh model trained on rows of `tokens`, all of them in the last stage."""
     config.data.update(T=tokens, curriculum=())
     config.evaluation.passkey_tokens = (tokens,)
-    config.train.update(steps=steps, warmup_steps=steps // 4, learning_rate=1e-3)
-    if kind == "dense":
-        config.model.pattern = config.model.pattern.replace("b", "d")
+    config.train.warmup_steps = 5
+    if kind != "bookmark":
+        mixed = config.model.pattern.replace("b", "d")
+        config.model.pattern = mixed if kind == "mixed" else "d" * len(mixed)
     run = settings.from_config(config)
     mesh = meshes.make_mesh(run.mesh)
     batches = iter(pipeline.train_batches(sources.open_corpus(run.data), run.data))
-    state, train_step = step.initial_state(run, mesh), step.make_train_step(run, mesh)
+    state, batch = step.initial_state(run, mesh), next(batches)
+    batch = meshes.global_batch(mesh, batch)
+    train_step = step.make_train_step(run, mesh).lower(state, batch).compile()
     losses = []
     for number in range(steps):
-        state, figures = train_step(state, meshes.global_batch(mesh, next(batches)))
+        state, figures = train_step(state, batch)
         losses.append(float(figures["loss"]))  # waits for the step
         if number == 1:
             began = time.monotonic()
-    batches.close()
+        if number + 1 < steps:
+            batch = meshes.global_batch(mesh, next(batches))
     rate = (steps - 2) * run.data.B * tokens / (time.monotonic() - began)
+    batches.close()
     memory = jax.local_devices()[0].memory_stats() or {}
+    if _TRACE_DIR.value:
+        step_parts.trace(
+            _trace_folder(tokens, kind),
+            train_step,
+            lambda: jax.block_until_ready(train_step(state, batch)),
+        )
     return {
         "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
         "layers": run.model.L,
@@ -60,13 +76,16 @@ def measure(config, tokens: int, kind: str, steps: int) -> dict:
     }
 
 
+def _trace_folder(tokens, kind):
+    return pathlib.Path(_TRACE_DIR.value) / f"{kind}_{tokens}"
+
+
 def main(argv: list[str]) -> None:
     """Measures one row, or starts a process for each, and records them."""
     if _ONE.value:
         [tokens], [kind] = map(int, _TOKENS.value), _KINDS.value
         print(json.dumps(measure(_CONFIG.value, tokens, kind, _STEPS.value)))
         return
-    rows = []
     for kind in _KINDS.value:
         for tokens in _TOKENS.value:
             one = ["--one", f"--kinds={kind}", f"--tokens={tokens}"]
@@ -83,9 +102,12 @@ def main(argv: list[str]) -> None:
             if done.returncode:
                 print(f"{kind} at {tokens} tokens failed: it may not fit", flush=True)
                 continue
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print(rows[-1], flush=True)
-    record.write("train_1m", provenance.provenance(), rows)
+            row = json.loads(done.stdout.splitlines()[-1])
+            if _TRACE_DIR.value:
+                parts = step_parts.milliseconds(_trace_folder(int(tokens), kind))
+                row |= {f"ms_{part}": ms for part, ms in parts.items()}
+            print(row, flush=True)
+            record.merge("train_1m", provenance.provenance(), row, CELL)
 
 
 if __name__ == "__main__":

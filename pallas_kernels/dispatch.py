@@ -27,6 +27,7 @@ IMPLEMENTATIONS = {
 _logger = logging.getLogger(__name__)
 
 
+@jax.named_scope("block_sparse_attention")
 def block_sparse_attention(
     q_BTHK,
     k_BSGK,

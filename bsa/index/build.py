@@ -47,6 +47,7 @@ class BookmarkIndex:
         return self.chapters[0].member_BGM if self.chapters else None
 
 
+@jax.named_scope("index")
 def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> BookmarkIndex:
     """Leaves a bookmark at every block of keys, joins them into chapters and links them.
 

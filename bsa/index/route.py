@@ -103,6 +103,7 @@ def open_blocks(view: local.LocalView, index: settings.IndexSettings):
     return view.open_blocks
 
 
+@jax.named_scope("route")
 def search_blocks(
     q_BTHK,
     keys,

@@ -5,6 +5,7 @@ block stays open for the next tokens ("open pages"). Called by `route` for bookm
 for window and chunked ones, which choose nothing.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -12,6 +13,7 @@ from bsa.index import local, settings
 from pallas_kernels import selection, shapes
 
 
+@jax.named_scope("unite")
 def unite(
     choice_BGTA,
     view: local.LocalView,

@@ -149,6 +149,7 @@ def _learn(heads, lists, view, model, layer, placement):
     return bias_BGTJ, figures
 
 
+@jax.named_scope("dense")
 def dense(q_BTHK, k_BSGK, v_BSGK, segment_id_BT, scale: float):
     """Causal attention to every earlier token of the same document, a piece of the queries at a time."""
     T = shapes.check(
@@ -176,6 +177,7 @@ def _dense_span(q_BTHK, k_BSGK, v_BSGK, segment_id_BS, piece, scale):
     """The same for the last T of S tokens."""
     (B, T), S = q_BTHK.shape[:2], k_BSGK.shape[1]
     pad = -T % piece
+    implementation = _library_implementation(q_BTHK.dtype, S)
 
     def pieces(x):
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
@@ -187,13 +189,23 @@ def _dense_span(q_BTHK, k_BSGK, v_BSGK, segment_id_BS, piece, scale):
         sees = place[:, :, None] >= jnp.arange(S)
         sees &= segment_id[:, :, None] == segment_id_BS[:, None]
         return jax.nn.dot_product_attention(
-            q, k_BSGK, v_BSGK, mask=sees[:, None], scale=scale
+            *(q, k_BSGK, v_BSGK),
+            mask=sees[:, None],
+            scale=scale,
+            implementation=implementation,
         )
 
     place_BT = jnp.broadcast_to(jnp.arange(S - T, S), (B, T))
     rows = (q_BTHK, segment_id_BS[:, S - T :], place_BT)
     out = jax.lax.map(of_piece, jax.tree.map(pieces, rows))
     return jnp.moveaxis(out, 0, 1).reshape(B, T + pad, *q_BTHK.shape[2:])[:, :T]
+
+
+def _library_implementation(dtype, num_keys):
+    """cuDNN's kernel where it takes such keys, since XLA's writes every logit; else XLA's."""
+    takes = dtype in (jnp.bfloat16, jnp.float16) and num_keys % 2 == 0
+    is_nvidia = jax.devices()[0].device_kind.startswith("NVIDIA")
+    return "cudnn" if takes and is_nvidia else "xla"
 
 
 def _sliding(position_BT, window_tokens, index):

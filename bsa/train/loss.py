@@ -7,6 +7,7 @@ from bsa.parallel import mesh, pieces
 from pallas_kernels import shapes
 
 
+@jax.named_scope("loss")
 def cross_entropy(
     hidden_BTD,
     embedding_VD,

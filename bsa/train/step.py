@@ -112,9 +112,10 @@ def make_train_step(
             batch,
             run.train.accumulation_steps,
         )
-        updates, optimizer_state = transform.update(
-            gradient, state.optimizer_state, state.params
-        )
+        with jax.named_scope("optimizer"):
+            updates, optimizer_state = transform.update(
+                gradient, state.optimizer_state, state.params
+            )
         figures |= {
             "bits_per_byte": figures["loss"] / jnp.log(2.0),
             "gradient_norm": optax.global_norm(gradient),

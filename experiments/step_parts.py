@@ -1,0 +1,71 @@
+"""Where a compiled step's time on a GPU goes: kernels of a trace summed by the part of the model that asked for them."""
+
+import collections
+import gzip
+import pathlib
+import re
+
+import jax
+
+PARTS = (
+    "index",
+    "route",
+    "unite",
+    "block_sparse_attention",
+    "dense",
+    "attention",
+    "mlp",
+    "loss",
+    "optimizer",
+)
+"""Names in the compiler's metadata, the scopes that the code opens; `attention` is what surrounds the five before it."""
+
+_HLO = "step.hlo.txt.gz"
+_INSTRUCTION = re.compile(
+    r'^\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"', re.MULTILINE
+)
+_PART = re.compile(rf"\b({'|'.join(PARTS)})\b")
+
+
+def trace(folder: pathlib.Path, compiled, run) -> None:
+    """Runs a function under the profiler, and keeps beside its trace what the compiler knows of its operations.
+
+    Args:
+        compiled: the executable that `run` calls.
+        run: waits for what it starts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with gzip.open(folder / _HLO, "wt") as file:
+        file.write(compiled.as_text())
+    with jax.profiler.trace(str(folder)):
+        run()
+
+
+def milliseconds(folder: pathlib.Path) -> dict[str, float]:
+    """Kernels' time by part, and `other`, of a folder that `trace` wrote.
+
+    Raises:
+        FileNotFoundError: it holds no trace of a GPU.
+    """
+    with gzip.open(folder / _HLO, "rt") as file:
+        names = dict(_INSTRUCTION.findall(file.read()))
+    total = collections.Counter()
+    for path in folder.glob("**/*.xplane.pb"):
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+            if "GPU" not in plane.name:
+                continue
+            for line in plane.lines:
+                if line.name.startswith("Stream"):
+                    for event in line.events:
+                        total[part_of(event, names)] += event.duration_ns / 1e6
+    if not total:
+        raise FileNotFoundError(f"{folder} holds no trace of a GPU")
+    return {part: total[part] for part in (*PARTS, "other")}
+
+
+def part_of(event, names: dict[str, str]) -> str:
+    """The innermost part named in the metadata of an event's operation."""
+    stats = dict(event.stats)
+    operation = str(stats.get("hlo_op", ""))
+    found = _PART.findall(names.get(operation) or str(stats.get("tf_op", "")))
+    return found[-1] if found else "other"
