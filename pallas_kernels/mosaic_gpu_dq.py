@@ -155,7 +155,7 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
                 out_refs[0].at[place.b, tokens, place.g * plan.heads + head],
             )
 
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def _copy_rows(plan, inputs, shared, barriers, warpgroup, place, part):

@@ -130,7 +130,7 @@ def _consume(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers, warpgro
         shared.lse.at[warpgroup],
         lse_rows_ref.at[place.b, place.g, place.i, pl.ds(part * PART, PART)],
     )
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def _attend(plan, q_ref, shared, barriers, offset, task, weigh):
