@@ -7,6 +7,8 @@ thread blocks, so the same inputs give the same bits.
 After the dQ kernel of JAX's `attention_mgpu.py` and FlashAttention-3 (arXiv 2407.08608).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -99,9 +101,9 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
     def spread(x):
         return lax.broadcast_in_dim(x, (PART, plan.key_block), [0])
 
-    def differentiate(step, acc):
+    def differentiate(whole, step, acc):
         slot = team * plan.tiles.stages + lax.rem(step, jnp.int32(plan.tiles.stages))
-        entry = step * plan.blocks
+        tile = mosaic_gpu_logits.Tile(whole, slot, step * plan.blocks)
         k_ref, v_ref = shared.k.at[slot], shared.v.at[slot]
         plgpu.barrier_wait(barriers.k.at[slot])
         plgpu.barrier_wait(barriers.v.at[slot])
@@ -110,7 +112,7 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
         )
         plgpu.barrier_arrive(barriers.v_free.at[slot])
         logits, slopes = mosaic_gpu_logits.weigh(
-            plan, inputs, shared, task, slot, entry, s, with_slope=True
+            plan, inputs, shared, task, tile, s, with_slope=True
         )
         ds = [
             jnp.exp2(x * plan.to_bits - spread(lse)) * (y - spread(delta))
@@ -126,7 +128,8 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
             plgpu.copy_smem_to_gmem(
                 dbias_ref,
                 out_refs[1].at[
-                    place.b, place.g, place.i, pl.ds(entry, plan.blocks), rows_of_part
+                    *(place.b, place.g, place.i),
+                    *(pl.ds(tile.entry, plan.blocks), rows_of_part),
                 ],
             )
         if plan.score_mod:
@@ -139,7 +142,8 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
         return acc
 
     acc = mosaic_gpu_matmul.zeros(PART, plan.K, layout=plgpu.Layout.WGMMA)
-    acc = lax.fori_loop(0, place.steps, differentiate, acc)
+    for whole, first, end in mosaic_gpu_plan.stretches(plan, place):
+        acc = lax.fori_loop(first, end, functools.partial(differentiate, whole), acc)
     q_ref[...] = (acc * plan.scale).astype(plan.dtype)
     plgpu.commit_smem()
     for rows, tokens, head, real in mosaic_gpu_plan.head_slices(plan, place.i, part):
@@ -151,7 +155,7 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
                 out_refs[0].at[place.b, tokens, place.g * plan.heads + head],
             )
 
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def _copy_rows(plan, inputs, shared, barriers, warpgroup, place, part):

@@ -108,9 +108,7 @@ def _consume(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers, warpgro
     )
     task = mosaic_gpu_logits.Task(place, team, token_part, rows)
     weigh = functools.partial(mosaic_gpu_logits.weigh, plan, inputs, shared, task)
-    acc, maximum, total = _attend(
-        plan, q_ref, shared, barriers, team, offset, place.steps, weigh
-    )
+    acc, maximum, total = _attend(plan, q_ref, shared, barriers, offset, task, weigh)
 
     empty = total == 0.0
     inverse = 1.0 / jnp.where(empty, 1.0, total)
@@ -132,17 +130,17 @@ def _consume(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers, warpgro
         shared.lse.at[warpgroup],
         lse_rows_ref.at[place.b, place.g, place.i, pl.ds(part * PART, PART)],
     )
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
-def _attend(plan, q_ref, shared, barriers, team, offset, steps, weigh):
+def _attend(plan, q_ref, shared, barriers, offset, task, weigh):
     """Online softmax of a part over its key tiles.
 
     Returns:
         The sum of weighted values, the largest logit in bits, and the sum of weights.
     """
-    tiles = plan.tiles
-    to_bits = plan.to_bits
+    tiles, to_bits = plan.tiles, plan.to_bits
+    team, steps = task.team, task.place.steps
 
     def take_turn():
         if tiles.parts > 1:
@@ -152,7 +150,7 @@ def _attend(plan, q_ref, shared, barriers, team, offset, steps, weigh):
     def slot_of(step):
         return team * tiles.stages + lax.rem(step, jnp.int32(tiles.stages))
 
-    def attend(step, carry):
+    def attend(whole, step, carry):
         acc, maximum, total = carry
         slot = slot_of(step)
 
@@ -163,7 +161,7 @@ def _attend(plan, q_ref, shared, barriers, team, offset, steps, weigh):
         keep_stage = plan.has_bias or plan.has_segments
         if not keep_stage:
             plgpu.barrier_arrive(barriers.k_free.at[slot])
-        pieces, _ = weigh(slot=slot, entry=step * plan.blocks, s=s)
+        pieces, _ = weigh(mosaic_gpu_logits.Tile(whole, slot, step * plan.blocks), s)
         if keep_stage:
             plgpu.commit_smem()  # Orders what was read before the copy that comes next.
             plgpu.barrier_arrive(barriers.k_free.at[slot])
@@ -202,7 +200,8 @@ def _attend(plan, q_ref, shared, barriers, team, offset, steps, weigh):
     )
     pl.when(steps > 0)(lambda: plgpu.barrier_wait(barriers.k.at[slot_of(0)]))
     pl.when(offset == 1)(take_turn)
-    carry = lax.fori_loop(0, steps, attend, carry)
+    for whole, first, end in mosaic_gpu_plan.stretches(plan, task.place):
+        carry = lax.fori_loop(first, end, functools.partial(attend, whole), carry)
     if tiles.parts > 1:
         pl.when(offset == 0)(take_turn)
     return carry

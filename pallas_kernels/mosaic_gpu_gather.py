@@ -127,7 +127,8 @@ def copy_queries(plan, inputs, place, part, arrays, barrier):
 
 def produce(plan, inputs, shared, barriers, team):
     """Copies a team's list, then its key tiles as fast as the consumers release stages."""
-    b, g, i, _, count, steps = mosaic_gpu_plan.locate(plan, inputs, team)
+    place = mosaic_gpu_plan.locate(plan, inputs, team)
+    b, g, i, count, steps = place.b, place.g, place.i, place.count, place.steps
     lists = [(inputs.block_id_BGQJ, shared.block_id)]
     if plan.has_mask:
         lists.append((inputs.token_mask_BGQJ, shared.token_mask))

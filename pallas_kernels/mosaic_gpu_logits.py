@@ -1,7 +1,8 @@
 """Logits of a key tile in a Mosaic GPU kernel: scale, mods, bias, and who may read what.
 
 Token mask, causality, the end of the keys and the end of the list are one bound a row on
-the columns of a key block, so that all of them together cost a comparison an element.
+the columns of a key block, so that all of them together cost a comparison an element; a
+tile that all rows read whole costs none.
 """
 
 from typing import Any, NamedTuple
@@ -48,6 +49,14 @@ class Task(NamedTuple):
     rows: Rows
 
 
+class Tile(NamedTuple):
+    """A key tile: do all rows read it whole, the stage that holds it, its first entry."""
+
+    whole: bool
+    slot: Any
+    entry: Any
+
+
 def describe_rows(plan, inputs, place, i, part, segment_ref, layout=ROW):
     """The rows of a part of query block i.
 
@@ -83,17 +92,17 @@ def score(plan, s, ids, with_slope=False):
     return jax.jvp(lambda s: plan.score_mod(s, *ids), (s,), (jnp.ones_like(s),))
 
 
-def weigh(plan, inputs, shared, task, slot, entry, s, with_slope=False):
+def weigh(plan, inputs, shared, task, tile, s, with_slope=False):
     """Logits of one key tile, with -inf where a row may not read.
 
     Args:
-        slot: the stage that holds the tile.
-        entry: of the list: the tile's first block.
+        tile: `Tile`.
         s: products of queries and keys, [64, tile].
     Returns:
         For each key block the logits, and their slopes by `score`.
     """
     place, team, token_part, rows = task
+    whole, slot, entry = tile
     C, key_offset = plan.key_block, inputs.key_offset_1[0]
     column = plgpu.broadcasted_iota(jnp.int32, (PART, C), 1, layout=plgpu.Layout.WGMMA)
 
@@ -104,11 +113,12 @@ def weigh(plan, inputs, shared, task, slot, entry, s, with_slope=False):
     for p, piece in enumerate(split(plan, s)):
         block_id = shared.block_id[team, entry + p]
         first = jnp.where(entry + p < place.count, block_id * C, FAR)
-        limit = rows.limit - first
-        if plan.has_mask:
-            chosen = (shared.token_mask[team, entry + p] >> rows.token) & 1
-            limit = jnp.where(chosen == 1, limit, -1)
-        read = column <= spread(limit, 0)
+        if not whole:
+            limit = rows.limit - first
+            if plan.has_mask:
+                chosen = (shared.token_mask[team, entry + p] >> rows.token) & 1
+                limit = jnp.where(chosen == 1, limit, -1)
+            read = column <= spread(limit, 0)
         ids = ()
         if plan.score_mod or plan.mask_mod:
             k_id = column + (first + key_offset)
@@ -124,7 +134,7 @@ def weigh(plan, inputs, shared, task, slot, entry, s, with_slope=False):
         if plan.has_bias:
             bias_ref = shared.bias.at[slot, p, pl.ds(token_part * PART, PART)]
             piece += spread(plgpu.load(bias_ref, layout=ROW), 0)
-        pieces.append(jnp.where(read, piece, -jnp.inf))
+        pieces.append(piece if whole else jnp.where(read, piece, -jnp.inf))
         slopes.append(slope)
     return pieces, slopes
 

@@ -72,14 +72,20 @@ def prepare(sizes, rules, interpret, differentiated, others, pieces=1):
     mask_BGQJ = selection.token_mask_BGQJ
     if plan.has_mask:
         mask_BGQJ = jax.lax.bitcast_convert_type(mask_BGQJ, jnp.int32)
+    block_id_BGQJ, whole_BGQ = pad(selection.block_id_BGQJ, {3: J}), None
+    if plan.has_whole_blocks:
+        block_id_BGQJ, whole_BGQ = _put_whole_first(
+            plan, block_id_BGQJ, selection.count_BGQ, first_id_BQ - key_offset_1
+        )
     operands = mosaic_gpu_plan.Operands(
         q_BTHK=pad(q_BTHK, {1: tokens // pieces, 3: width}),
         k_BSGK=pad(k_BSGK, {1: keys, 3: width}),
         v_BSGK=pad(v_BSGK, {1: keys, 3: width}),
-        block_id_BGQJ=pad(selection.block_id_BGQJ, {3: J}),
+        block_id_BGQJ=block_id_BGQJ,
         count_BGQ=selection.count_BGQ,
         first_id_BQ=first_id_BQ,
         key_offset_1=key_offset_1,
+        whole_BGQ=whole_BGQ,
         token_mask_BGQJ=pad(mask_BGQJ, {3: J}),
         bias_rows=_spread_bias(plan, pad(bias_BGTJ, {2: tokens, 3: J})),
         segment_rows=_spread_tokens(plan, pad(query_BT, {1: tokens})),
@@ -109,6 +115,26 @@ def halve_blocks(selection, bias_BGTJ):
         key_block=selection.key_block // 2,
     )
     return halved, double(bias_BGTJ)
+
+
+def _put_whole_first(plan, block_id_BGQJ, count_BGQ, position_BQ):
+    """Lists that begin with the blocks that all rows read whole, and their number.
+
+    Args:
+        position_BQ: of the first token of each query block, in k.
+    """
+    entry_J = jnp.arange(plan.J, dtype=jnp.int32)
+    end_BQ = jnp.full_like(position_BQ, plan.num_keys)
+    if plan.causal:
+        end_BQ = jnp.minimum(position_BQ + 1, end_BQ)
+    whole_BGQJ = (block_id_BGQJ + 1) * plan.key_block <= end_BQ[:, None, :, None]
+    whole_BGQJ &= entry_J < count_BGQ[..., None]
+    # Both parts keep their order. A sort is one launch; a cumsum and a scatter are several.
+    order_BGQJ = jnp.where(whole_BGQJ, entry_J, entry_J + plan.J)
+    _, block_id_BGQJ = jax.lax.sort(
+        (order_BGQJ, block_id_BGQJ), num_keys=1, is_stable=False
+    )
+    return block_id_BGQJ, whole_BGQJ.sum(-1, dtype=jnp.int32)
 
 
 def to_rows(plan, x_BHT, fill):

@@ -95,6 +95,16 @@ class Plan:
         return self.tiles.keys // self.key_block
 
     @property
+    def has_whole_blocks(self):
+        """Whether blocks that all rows of a list read whole come first, free of masks.
+
+        A token mask forbids it: rounding must not depend on what later tokens read. A bias
+        belongs to a place in the list; segments and a `mask_mod` hold everywhere.
+        """
+        masked = self.has_mask or self.has_segments or self.mask_mod is not None
+        return not (masked or self.has_bias)
+
+    @property
     def is_scaled(self):
         """Whether logits are scaled before the softmax, and not by its multiplication."""
         return self.score_mod is not None or self.has_bias or self.scale <= 0
@@ -122,6 +132,7 @@ class Operands(NamedTuple):
     count_BGQ: Any
     first_id_BQ: Any  # of the first token of each query block
     key_offset_1: Any
+    whole_BGQ: Any = None  # entries at the start of a list that all its rows read whole
     token_mask_BGQJ: Any = None  # int32
     bias_rows: Any = None
     segment_rows: Any = None
@@ -132,7 +143,10 @@ class Operands(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A tile's place: batch, key/value head, query block, first part; key tiles to read."""
+    """A tile's place: batch, key/value head, query block, first part; key tiles to read.
+
+    The first `whole_steps` of the key tiles need no mask.
+    """
 
     b: Any
     g: Any
@@ -140,6 +154,7 @@ class Place(NamedTuple):
     part: Any
     count: Any
     steps: Any
+    whole_steps: Any
 
 
 def locate(plan, inputs, team):
@@ -153,7 +168,16 @@ def locate(plan, inputs, team):
     i = plan.Q - 1 - i
     count = inputs.count_BGQ[b, g, i]
     steps = lax.div(count + (plan.blocks - 1), jnp.int32(plan.blocks))
-    return Place(b, g, i, part * plan.tiles.parts, count, steps)
+    whole_steps = 0
+    if plan.has_whole_blocks:
+        whole_steps, _ = divide(inputs.whole_BGQ[b, g, i], plan.blocks)
+    return Place(b, g, i, part * plan.tiles.parts, count, steps, whole_steps)
+
+
+def stretches(plan, place):
+    """Stretches of the key tiles to read: without masks or not, first step, and end."""
+    masked = (False, place.whole_steps, place.steps)
+    return [(True, 0, place.whole_steps), masked] if plan.has_whole_blocks else [masked]
 
 
 def divide(x, y):

@@ -35,15 +35,18 @@ def _attend(inputs, case=CASE):
     return _compiled(case, "mosaic_gpu")(inputs)
 
 
-def test_future_keys_change_no_bit_of_the_past():
-    inputs, cut = cases.make_inputs(CASE), 29
+@pytest.mark.parametrize("token_mask", [True, False])
+def test_future_keys_change_no_bit_of_the_past(token_mask):
+    case, cut = dataclasses.replace(CASE, token_mask=token_mask), 29
+    inputs = cases.make_inputs(case)
     future_S = (jnp.arange(CASE.S) > cut)[:, None, None]
-    before = _attend(inputs)
+    before = _attend(inputs, case)
     after = _attend(
         inputs._replace(
             k_BSGK=jnp.where(future_S, 7 - inputs.k_BSGK, inputs.k_BSGK),
             v_BSGK=jnp.where(future_S, 1000, inputs.v_BSGK),
-        )
+        ),
+        case,
     )
     np.testing.assert_array_equal(before[0][:, : cut + 1], after[0][:, : cut + 1])
     np.testing.assert_array_equal(before[1][..., : cut + 1], after[1][..., : cut + 1])
@@ -117,6 +120,26 @@ def test_derivatives_that_the_kernels_lack_are_known():
     assert not mosaic_gpu_backward.can_differentiate(
         lambda s, b, h, q_id, k_id: jnp.arctan(s)
     )
+
+
+def test_the_place_of_blocks_read_in_part_changes_no_bit():
+    case = cases.Case("places", T=40, S=300, J=13, dtype="bfloat16", query_offset=200)
+    inputs = cases.make_inputs(case)
+    whole_QJ = jnp.broadcast_to(jnp.arange(10), (3, 10))
+    cut_QJ = 12 + jnp.arange(3)[:, None] + jnp.arange(3)
+
+    def attend(*lists_QJ):
+        selection = inputs.selection
+        block_id_QJ = jnp.concatenate(lists_QJ, axis=1)
+        selection = dataclasses.replace(
+            selection,
+            block_id_BGQJ=jnp.broadcast_to(block_id_QJ, selection.block_id_BGQJ.shape),
+            count_BGQ=jnp.full_like(selection.count_BGQ, case.J),
+        )
+        return _attend(inputs._replace(selection=selection), case)
+
+    for x, y in zip(attend(whole_QJ, cut_QJ), attend(cut_QJ, whole_QJ)):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_lists_in_any_order_agree():
