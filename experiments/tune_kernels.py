@@ -21,12 +21,14 @@ from pallas_kernels import mosaic_gpu_plan, tiles
 RESULT = pathlib.Path(__file__).parent / "results" / "tiles_h100.json"
 LISTS, KEYS = tiles.HopperListTiles, tiles.HopperKeyTiles
 MANY_ROWS = (
+    LISTS(1, 2, 128, 2, 232, 40, buffers=2),
     LISTS(1, 2, 128, 2, 232, 40),
     LISTS(1, 2, 64, 2, 232, 40),
     LISTS(1, 2, 64, 3, 232, 40),
     LISTS(1, 2, 64, 4, 232, 40),
 )
 FEW_ROWS = (
+    LISTS(2, 1, 64, 2, 208, 40, buffers=2),
     LISTS(2, 1, 64, 2, 208, 40),
     LISTS(1, 1, 64, 2, 240, 40),
     LISTS(1, 1, 64, 4, 240, 40),
@@ -45,7 +47,7 @@ def candidates(case):
     lists = MANY_ROWS if is_many else FEW_ROWS
     for name, some in (
         ("hopper_forward", lists),
-        ("hopper_dq", lists),
+        ("hopper_dq", [x for x in lists if x.buffers == 1]),
         ("hopper_dkv", READERS),
     ):
         for sizes in some:

@@ -4,7 +4,6 @@ Called by `mosaic_gpu`, which saves the inputs, the output and the lse.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -85,10 +84,8 @@ def differentiate(rules, interpret, saved, cotangents):
     differentiated, others, out_BTHK, lse_BHT = saved
     q_BTHK, k_BSGK, _, bias_BGTJ = differentiated
     (_, T, _, K), S = q_BTHK.shape, k_BSGK.shape[1]
-    entries = others[0].block_id_BGQJ.shape[-1]
-    sizes = functools.partial(tiles.hopper_dq, entries=entries)
     plan, operands, selection = mosaic_gpu_operands.prepare(
-        sizes, rules, interpret, differentiated, others
+        tiles.hopper_dq, rules, interpret, differentiated, others
     )
     operands = _add_cotangents(plan, operands, out_BTHK, lse_BHT, cotangents)
     dq_BTHK, dbias_rows = mosaic_gpu_dq.run(plan, operands, interpret)
@@ -142,8 +139,7 @@ def _differentiate_keys(plan, operands, selection, S, interpret):
         k_BSGK=mosaic_gpu_operands.pad(operands.k_BSGK, keys),
         v_BSGK=mosaic_gpu_operands.pad(operands.v_BSGK, keys),
         segment_key_BS=mosaic_gpu_operands.pad(operands.segment_key_BS, keys),
-        block_id_BGQJ=None,
-        count_BGQ=None,
+        lists=None,
         token_mask_BGQJ=None,
     )
     sums = mosaic_gpu_dkv.run(plan, operands, readers, interpret)

@@ -212,7 +212,7 @@ def _produce(plan, inputs, place, table_FE, shared, barriers):
         for gmem, smem in copies:
             plgpu.copy_gmem_to_smem(gmem, smem, barrier)
 
-    mosaic_gpu_gather.drain(plan, steps, [barriers.free])
+    mosaic_gpu_gather.drain(plan.tiles.stages, steps, [barriers.free])
 
 
 def _consume(plan, inputs, place, table_FE, out_refs, shared, barriers, warpgroup):

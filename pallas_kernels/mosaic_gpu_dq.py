@@ -51,7 +51,7 @@ def run(plan, operands, interpret):
             mosaic_gpu_gather.shared_types(plan, backward=True),
             mosaic_gpu_gather.barrier_types(plan, backward=True),
         ),
-        grid=(-(-plan.num_tiles // plan.tiles.teams),),
+        grid=(plan.programs,),
         grid_names=("program",),
         num_threads=plan.tiles.consumers + plan.tiles.teams,
         thread_name="warpgroup",
@@ -83,7 +83,7 @@ def _run_thread(plan, inputs, out_refs, shared, barriers):
 def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
     """Differentiates one part of a team's tile."""
     team, offset = mosaic_gpu_plan.divide(warpgroup, plan.tiles.parts)
-    place = mosaic_gpu_plan.locate(plan, inputs, team)
+    place = mosaic_gpu_plan.locate(plan, team, 0)
     part = place.part + offset
     q_ref, d_out_ref = shared.q.at[warpgroup], shared.d_out.at[warpgroup]
     token_part = _copy_rows(plan, inputs, shared, barriers, warpgroup, place, part)
@@ -93,7 +93,8 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
     rows = mosaic_gpu_logits.describe_rows(
         plan, inputs, place, place.i, part, segment_ref
     )
-    task = mosaic_gpu_logits.Task(place, team, token_part, rows)
+    extent = mosaic_gpu_plan.measure(plan, shared.lists.at[team])
+    task = mosaic_gpu_logits.Task(place, team, extent, token_part, rows)
     row = mosaic_gpu_logits.ROW
     lse = plgpu.load(shared.lse.at[warpgroup], layout=row)
     delta = plgpu.load(shared.delta.at[warpgroup], layout=row)
@@ -142,10 +143,11 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
         return acc
 
     acc = mosaic_gpu_matmul.zeros(PART, plan.K, layout=plgpu.Layout.WGMMA)
-    for whole, first, end in mosaic_gpu_plan.stretches(plan, place):
+    for whole, first, end in mosaic_gpu_plan.stretches(plan, extent):
         acc = lax.fori_loop(first, end, functools.partial(differentiate, whole), acc)
     q_ref[...] = (acc * plan.scale).astype(plan.dtype)
     plgpu.commit_smem()
+    plgpu.barrier_arrive(barriers.lists_free.at[team])
     for rows, tokens, head, real in mosaic_gpu_plan.head_slices(plan, place.i, part):
 
         @pl.when(real)

@@ -5,10 +5,14 @@ producer warpgroup gathers key tiles (see `mosaic_gpu_gather`); consumer warpgro
 on the tensor cores and keep an online softmax in float32 registers. Two consumers of one
 tile take turns: while one computes exponentials, the other has the tensor cores.
 
+The first thread blocks stay on their multiprocessors and go from tile to tile, so that the
+next list, keys and queries arrive while this tile is finished and its output leaves.
+
 After JAX's `attention_mgpu.py` and FlashAttention-3 (arXiv 2407.08608).
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +42,8 @@ def run(plan, operands, interpret):
 
     def attend_forward(*refs):
         inputs = tree.unflatten(refs[: len(arrays)])
-        _run_thread(plan, inputs, *refs[len(arrays) :])
+        *out_refs, shared, barriers = refs[len(arrays) :]
+        _run_thread(plan, inputs, out_refs, shared, barriers)
 
     kernel = plgpu.kernel(
         attend_forward,
@@ -54,7 +59,7 @@ def run(plan, operands, interpret):
             mosaic_gpu_gather.shared_types(plan),
             mosaic_gpu_gather.barrier_types(plan),
         ),
-        grid=(-(-plan.num_tiles // plan.tiles.teams),),
+        grid=(plan.programs,),
         grid_names=("program",),
         num_threads=plan.tiles.consumers + plan.tiles.teams,
         thread_name="warpgroup",
@@ -64,7 +69,7 @@ def run(plan, operands, interpret):
     return kernel(*arrays)
 
 
-def _run_thread(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers):
+def _run_thread(plan, inputs, out_refs, shared, barriers):
     """What one warpgroup does."""
     tiles = plan.tiles
     warpgroup = lax.axis_index("warpgroup")
@@ -72,7 +77,7 @@ def _run_thread(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers):
     @pl.when(warpgroup < tiles.consumers)
     def _consumer():
         plgpu.set_max_registers(tiles.consumer_registers, action="increase")
-        _consume(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers, warpgroup)
+        _consume(plan, inputs, out_refs, shared, barriers, warpgroup)
 
     @pl.when(warpgroup >= tiles.consumers)
     def _producer():
@@ -82,65 +87,118 @@ def _run_thread(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers):
         )
 
 
-def _consume(plan, inputs, out_BTHK_ref, lse_rows_ref, shared, barriers, warpgroup):
-    """Attends with one part of a team's tile."""
-    tiles = plan.tiles
+class Consumer(NamedTuple):
+    """A consumer warpgroup: its number, its team's, and which part of a tile it has."""
+
+    number: Any
+    team: Any
+    offset: Any
+
+
+def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
+    """Attends with one part of each of a team's tiles."""
+    tiles, laps = plan.tiles, mosaic_gpu_plan.count_laps(plan)
     team, offset = mosaic_gpu_plan.divide(warpgroup, tiles.parts)
-    place = mosaic_gpu_plan.locate(plan, inputs, team)
-    part = place.part + offset
-    q_ref, barrier = shared.q.at[warpgroup], barriers.q.at[warpgroup]
-    mosaic_gpu_gather.copy_queries(
-        plan, inputs, place, part, [(inputs.q_BTHK, q_ref)], barrier
-    )
-    _, token_part = mosaic_gpu_plan.divide(part, plan.token_parts)
-    segment_ref = None
+    consumer = Consumer(warpgroup, team, offset)
+    turn = barriers.turn.at[team]
+    copy_rows = functools.partial(_copy_rows, plan, inputs, shared, barriers, consumer)
+
+    def attend_tile(lap, start):
+        buffer = mosaic_gpu_plan.rotate(lap, tiles.buffers, warpgroup)
+        index = mosaic_gpu_plan.rotate(lap, tiles.buffers, team)
+        plgpu.barrier_wait(barriers.q.at[buffer])
+        plgpu.barrier_wait(barriers.lists.at[index])
+        if tiles.parts > 1:
+            pl.when((offset == 1) | (lap > 0))(lambda: plgpu.barrier_wait(turn))
+        if plan.laps > 1:
+            # The last output has left the buffer that the next queries fill.
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            pl.when(lap + 1 < laps)(lambda: copy_rows(lap + 1))
+        place = mosaic_gpu_plan.locate(plan, team, lap)
+        part = place.part + offset
+        segment_ref = shared.segment_query.at[buffer] if plan.has_segments else None
+        rows = mosaic_gpu_logits.describe_rows(
+            plan, inputs, place, place.i, part, segment_ref
+        )
+        _, token_part = mosaic_gpu_plan.divide(part, plan.token_parts)
+        extent = mosaic_gpu_plan.measure(plan, shared.lists.at[index])
+        task = mosaic_gpu_logits.Task(place, index, extent, token_part, rows)
+        weigh = functools.partial(mosaic_gpu_logits.weigh, plan, inputs, shared, task)
+        q_ref, lse_ref = shared.q.at[buffer], shared.lse.at[warpgroup]
+        results = _attend(*(plan, q_ref, shared, barriers, team, start, extent, weigh))
+        if tiles.parts > 1:
+            pl.when((offset == 0) | (lap + 1 < laps))(
+                lambda: plgpu.barrier_arrive(turn)
+            )
+        _store(plan, out_refs, place, part, (q_ref, lse_ref), results)
+        plgpu.barrier_arrive(barriers.lists_free.at[index])
+        return start + extent.steps
+
+    copy_rows(jnp.int32(0))
+    # Parts that take turns arrive to let the other go on. The second begins by that, and
+    # each ends a tile by that, to wait for its turn only when it begins the next.
+    if tiles.parts > 1:
+        pl.when(offset == 1)(lambda: plgpu.barrier_arrive(turn))
+    mosaic_gpu_plan.each_lap(plan, attend_tile, jnp.int32(0))
+    if tiles.parts > 1:
+        pl.when(offset == 0)(lambda: plgpu.barrier_wait(turn))
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def _copy_rows(plan, inputs, shared, barriers, consumer, lap):
+    """Starts the copies of a part's queries, and of the documents that they belong to."""
+    place = mosaic_gpu_plan.locate(plan, consumer.team, lap)
+    part = place.part + consumer.offset
+    buffer = mosaic_gpu_plan.rotate(lap, plan.tiles.buffers, consumer.number)
+    barrier = barriers.q.at[buffer]
+    queries = [(inputs.q_BTHK, shared.q.at[buffer])]
+    mosaic_gpu_gather.copy_queries(plan, inputs, place, part, queries, barrier)
     if plan.has_segments:
-        segment_ref = shared.segment_query.at[warpgroup]
+        _, token_part = mosaic_gpu_plan.divide(part, plan.token_parts)
         plgpu.copy_gmem_to_smem(
             inputs.segment_rows.at[place.b, place.i, pl.ds(token_part * PART, PART)],
-            segment_ref,
+            shared.segment_query.at[buffer],
             barrier,
         )
-    plgpu.barrier_wait(barrier)
-    plgpu.barrier_wait(barriers.lists.at[team])
-    rows = mosaic_gpu_logits.describe_rows(
-        plan, inputs, place, place.i, part, segment_ref
-    )
-    task = mosaic_gpu_logits.Task(place, team, token_part, rows)
-    weigh = functools.partial(mosaic_gpu_logits.weigh, plan, inputs, shared, task)
-    acc, maximum, total = _attend(plan, q_ref, shared, barriers, offset, task, weigh)
 
+
+def _store(plan, out_refs, place, part, staged_refs, results):
+    """Starts the copies of a part's outputs and lse, by way of shared memory."""
+    acc, maximum, total = results
+    out_ref, lse_ref = staged_refs
     empty = total == 0.0
     inverse = 1.0 / jnp.where(empty, 1.0, total)
     acc *= lax.broadcast_in_dim(inverse, acc.shape, [0])
     lse = maximum * (1 / mosaic_gpu_plan.LOG2E) + jnp.log(jnp.where(empty, 1.0, total))
-    q_ref[...] = acc.astype(plan.dtype)
-    shared.lse.at[warpgroup][...] = jnp.where(empty, -jnp.inf, lse)
+    out_ref[...] = acc.astype(plan.dtype)
+    lse_ref[...] = jnp.where(empty, -jnp.inf, lse)
     plgpu.commit_smem()
     for rows, tokens, head, real in mosaic_gpu_plan.head_slices(plan, place.i, part):
 
         @pl.when(real)
-        def _store(rows=rows, tokens=tokens, head=head):
+        def _store_head(rows=rows, tokens=tokens, head=head):
             plgpu.copy_smem_to_gmem(
-                q_ref.at[rows],
-                out_BTHK_ref.at[place.b, tokens, place.g * plan.heads + head],
+                out_ref.at[rows],
+                out_refs[0].at[place.b, tokens, place.g * plan.heads + head],
             )
 
     plgpu.copy_smem_to_gmem(
-        shared.lse.at[warpgroup],
-        lse_rows_ref.at[place.b, place.g, place.i, pl.ds(part * PART, PART)],
+        lse_ref,
+        out_refs[1].at[place.b, place.g, place.i, pl.ds(part * PART, PART)],
     )
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
-def _attend(plan, q_ref, shared, barriers, offset, task, weigh):
+def _attend(plan, q_ref, shared, barriers, team, start, extent, weigh):
     """Online softmax of a part over its key tiles.
 
+    Args:
+        start: key tiles that the team had before.
+        extent: of the list.
+        weigh: `mosaic_gpu_logits.weigh` of a tile and its products.
     Returns:
         The sum of weighted values, the largest logit in bits, and the sum of weights.
     """
     tiles, to_bits = plan.tiles, plan.to_bits
-    team, steps = task.team, task.place.steps
 
     def take_turn():
         if tiles.parts > 1:
@@ -148,7 +206,7 @@ def _attend(plan, q_ref, shared, barriers, offset, task, weigh):
             plgpu.barrier_wait(barriers.turn.at[team])
 
     def slot_of(step):
-        return team * tiles.stages + lax.rem(step, jnp.int32(tiles.stages))
+        return mosaic_gpu_plan.rotate(start + step, tiles.stages, team)
 
     def attend(whole, step, carry):
         acc, maximum, total = carry
@@ -182,7 +240,7 @@ def _attend(plan, q_ref, shared, barriers, offset, task, weigh):
             plgpu.barrier_wait(barriers.turn.at[team])
 
         def wait_for_keys():
-            pl.when(step + 1 < steps)(
+            pl.when(step + 1 < extent.steps)(
                 lambda: plgpu.barrier_wait(barriers.k.at[slot_of(step + 1)])
             )
 
@@ -198,10 +256,7 @@ def _attend(plan, q_ref, shared, barriers, offset, task, weigh):
         plgpu.layout_cast(jnp.full((PART,), LOWEST, jnp.float32), row),
         mosaic_gpu_matmul.zeros(PART, layout=row),
     )
-    pl.when(steps > 0)(lambda: plgpu.barrier_wait(barriers.k.at[slot_of(0)]))
-    pl.when(offset == 1)(take_turn)
-    for whole, first, end in mosaic_gpu_plan.stretches(plan, task.place):
+    pl.when(extent.steps > 0)(lambda: plgpu.barrier_wait(barriers.k.at[slot_of(0)]))
+    for whole, first, end in mosaic_gpu_plan.stretches(plan, extent):
         carry = lax.fori_loop(first, end, functools.partial(attend, whole), carry)
-    if tiles.parts > 1:
-        pl.when(offset == 0)(take_turn)
     return carry

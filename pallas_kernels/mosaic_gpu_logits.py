@@ -38,13 +38,15 @@ class Rows(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a consumer of a list works on: the part's place and its team, and its rows.
+    """What a consumer of a list works on: the part's place, its list, and its rows.
 
-    `token_part` counts the parts of a query block's tokens.
+    `index` says where the list lies in shared memory; `token_part` counts the parts of a
+    query block's tokens.
     """
 
     place: mosaic_gpu_plan.Place
-    team: Any
+    index: Any
+    extent: mosaic_gpu_plan.Extent
     token_part: Any
     rows: Rows
 
@@ -101,7 +103,7 @@ def weigh(plan, inputs, shared, task, tile, s, with_slope=False):
     Returns:
         For each key block the logits, and their slopes by `score`.
     """
-    place, team, token_part, rows = task
+    place, index, extent, token_part, rows = task
     whole, slot, entry = tile
     C, key_offset = plan.key_block, inputs.key_offset_1[0]
     column = plgpu.broadcasted_iota(jnp.int32, (PART, C), 1, layout=plgpu.Layout.WGMMA)
@@ -111,12 +113,12 @@ def weigh(plan, inputs, shared, task, tile, s, with_slope=False):
 
     pieces, slopes = [], []
     for p, piece in enumerate(split(plan, s)):
-        block_id = shared.block_id[team, entry + p]
-        first = jnp.where(entry + p < place.count, block_id * C, FAR)
+        block_id = shared.lists[index, entry + p]
+        first = jnp.where(entry + p < extent.count, block_id * C, FAR)
         if not whole:
             limit = rows.limit - first
             if plan.has_mask:
-                chosen = (shared.token_mask[team, entry + p] >> rows.token) & 1
+                chosen = (shared.token_mask[index, entry + p] >> rows.token) & 1
                 limit = jnp.where(chosen == 1, limit, -1)
             read = column <= spread(limit, 0)
         ids = ()

@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_gpu_plan
+from pallas_kernels import mosaic_gpu_plan, tiles
 
 BLOCKS = (16, 32, 64, 128)
 """Query and key blocks that fill tiles, tokens."""
 WIDTHS = (64, 128, 256)
 """Head widths; smaller ones are padded with zeros."""
-MAX_LIST = 3072
+MAX_LIST = 3040
 """Entries of a list that fit in shared memory beside the tiles."""
 
 INSTEAD = "use implementation='xla' (any device) or 'reference' (small inputs)"
@@ -21,7 +21,7 @@ def prepare(sizes, rules, interpret, differentiated, others, pieces=1):
     """What a kernel over lists needs.
 
     Args:
-        sizes: function from rows of a list and padded head width to tiles.
+        sizes: function from rows and entries of a list and padded head width to tiles.
         rules: `Options` whose offsets don't matter.
         differentiated: q, k, v and bias, as the caller has them.
         others: selection, segment ids, and the ids of the first token of each query block
@@ -36,8 +36,9 @@ def prepare(sizes, rules, interpret, differentiated, others, pieces=1):
     selection, segment_ids, (first_id_BQ, key_offset_1) = others
     (B, _, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
     width = next(x for x in WIDTHS if x >= K)
-    tiles = sizes(H // G * selection.query_block, width)
-    if selection.key_block > tiles.keys:
+    entries = selection.block_id_BGQJ.shape[-1]
+    of_list = sizes(H // G * selection.query_block, width, entries)
+    if selection.key_block > of_list.keys:
         selection, bias_BGTJ = halve_blocks(selection, bias_BGTJ)
     # Lists end at whole tiles, and start at multiples of 128 bytes.
     J = round_up(selection.block_id_BGQJ.shape[-1], 32)
@@ -59,7 +60,8 @@ def prepare(sizes, rules, interpret, differentiated, others, pieces=1):
         has_mask=selection.token_mask_BGQJ is not None,
         has_bias=bias_BGTJ is not None,
         has_segments=segment_ids is not None,
-        tiles=tiles,
+        tiles=of_list,
+        processors=tiles.hopper_processors(jax.devices()[0]),
         interpreted=bool(interpret),
         pieces=pieces,
         scale=rules.scale,
@@ -72,20 +74,13 @@ def prepare(sizes, rules, interpret, differentiated, others, pieces=1):
     mask_BGQJ = selection.token_mask_BGQJ
     if plan.has_mask:
         mask_BGQJ = jax.lax.bitcast_convert_type(mask_BGQJ, jnp.int32)
-    block_id_BGQJ, whole_BGQ = pad(selection.block_id_BGQJ, {3: J}), None
-    if plan.has_whole_blocks:
-        block_id_BGQJ, whole_BGQ = _put_whole_first(
-            plan, block_id_BGQJ, selection.count_BGQ, first_id_BQ - key_offset_1
-        )
     operands = mosaic_gpu_plan.Operands(
         q_BTHK=pad(q_BTHK, {1: tokens // pieces, 3: width}),
         k_BSGK=pad(k_BSGK, {1: keys, 3: width}),
         v_BSGK=pad(v_BSGK, {1: keys, 3: width}),
-        block_id_BGQJ=block_id_BGQJ,
-        count_BGQ=selection.count_BGQ,
+        lists=_make_lists(plan, selection, first_id_BQ - key_offset_1),
         first_id_BQ=first_id_BQ,
         key_offset_1=key_offset_1,
-        whole_BGQ=whole_BGQ,
         token_mask_BGQJ=pad(mask_BGQJ, {3: J}),
         bias_rows=_spread_bias(plan, pad(bias_BGTJ, {2: tokens, 3: J})),
         segment_rows=_spread_tokens(plan, pad(query_BT, {1: tokens})),
@@ -117,24 +112,37 @@ def halve_blocks(selection, bias_BGTJ):
     return halved, double(bias_BGTJ)
 
 
-def _put_whole_first(plan, block_id_BGQJ, count_BGQ, position_BQ):
-    """Lists that begin with the blocks that all rows read whole, and their number.
+def _make_lists(plan, selection, position_BQ):
+    """`Operands.lists`, which begin with the blocks that all rows read whole.
 
     Args:
         position_BQ: of the first token of each query block, in k.
     """
+    count_BGQ1 = selection.count_BGQ[..., None]
+    block_id_BGQJ = pad(selection.block_id_BGQJ, {3: plan.J})
+    whole_BGQ1 = jnp.zeros_like(count_BGQ1)
+    if plan.has_whole_blocks:
+        block_id_BGQJ, whole_BGQ1 = _put_whole_first(
+            plan, block_id_BGQJ, count_BGQ1, position_BQ
+        )
+    lists = jnp.concatenate([block_id_BGQJ, count_BGQ1, whole_BGQ1], axis=-1)
+    return pad(lists, {3: plan.J + mosaic_gpu_plan.HEAD})
+
+
+def _put_whole_first(plan, block_id_BGQJ, count_BGQ1, position_BQ):
+    """Blocks that all rows of a list read whole before the others, and their number."""
     entry_J = jnp.arange(plan.J, dtype=jnp.int32)
     end_BQ = jnp.full_like(position_BQ, plan.num_keys)
     if plan.causal:
         end_BQ = jnp.minimum(position_BQ + 1, end_BQ)
     whole_BGQJ = (block_id_BGQJ + 1) * plan.key_block <= end_BQ[:, None, :, None]
-    whole_BGQJ &= entry_J < count_BGQ[..., None]
+    whole_BGQJ &= entry_J < count_BGQ1
     # Both parts keep their order. A sort is one launch; a cumsum and a scatter are several.
     order_BGQJ = jnp.where(whole_BGQJ, entry_J, entry_J + plan.J)
     _, block_id_BGQJ = jax.lax.sort(
         (order_BGQJ, block_id_BGQJ), num_keys=1, is_stable=False
     )
-    return block_id_BGQJ, whole_BGQJ.sum(-1, dtype=jnp.int32)
+    return block_id_BGQJ, whole_BGQJ.sum(-1, keepdims=True, dtype=jnp.int32)
 
 
 def to_rows(plan, x_BHT, fill):

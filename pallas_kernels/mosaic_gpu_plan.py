@@ -18,6 +18,8 @@ from pallas_kernels import tiles
 
 PART = 64
 """Rows of a part."""
+HEAD = 32
+"""Words after a list's entries: how many there are, how many are whole; 128 bytes."""
 LOG2E = math.log2(math.e)
 
 
@@ -46,6 +48,7 @@ class Plan:
     has_bias: bool
     has_segments: bool
     tiles: tiles.HopperListTiles | tiles.HopperKeyTiles
+    processors: int
     interpreted: bool
     pieces: int = 1
 
@@ -90,6 +93,26 @@ class Plan:
         return self.B * self.G * self.Q * self.list_tiles
 
     @property
+    def laps(self):
+        """Tiles that a team works on if its thread block is one of the first `processors`.
+
+        The others work on one tile a team: an eighth of all, which even out the load.
+        """
+        if self.tiles.buffers == 1:
+            return 1
+        return max(1, self._num_rounds * 7 // (8 * self.processors))
+
+    @property
+    def programs(self):
+        """Thread blocks."""
+        return self._num_rounds - (self.laps - 1) * self.processors
+
+    @property
+    def _num_rounds(self):
+        """Tiles of a team, if there were one thread block only."""
+        return -(-self.num_tiles // self.tiles.teams)
+
+    @property
     def blocks(self):
         """Key blocks that a key tile gathers."""
         return self.tiles.keys // self.key_block
@@ -118,6 +141,8 @@ class Plan:
 class Operands(NamedTuple):
     """What the kernel reads, in device memory; padded. None: not part of this call.
 
+    `lists`, int32[B, G, Q, J + HEAD], holds block ids, their number, and how many of them, at
+    the start of a list, all its rows read whole.
     `bias_rows`, [B, G, Q, J, rows], and `segment_rows`, [B, Q, rows], hold what belongs to
     the rows of `token_parts` parts: the tokens of a query block, repeated to fill a part.
     The backward passes read `lse_rows` and `delta_rows`, float32[B, G, Q, rows] of all
@@ -128,11 +153,9 @@ class Operands(NamedTuple):
     q_BTHK: Any
     k_BSGK: Any
     v_BSGK: Any
-    block_id_BGQJ: Any
-    count_BGQ: Any
+    lists: Any
     first_id_BQ: Any  # of the first token of each query block
     key_offset_1: Any
-    whole_BGQ: Any = None  # entries at the start of a list that all its rows read whole
     token_mask_BGQJ: Any = None  # int32
     bias_rows: Any = None
     segment_rows: Any = None
@@ -143,41 +166,66 @@ class Operands(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A tile's place: batch, key/value head, query block, first part; key tiles to read.
-
-    The first `whole_steps` of the key tiles need no mask.
-    """
+    """A tile's place: batch, key/value head, query block, first part."""
 
     b: Any
     g: Any
     i: Any
     part: Any
+
+
+class Extent(NamedTuple):
+    """How much of a list there is to read: entries, key tiles, those that need no mask."""
+
     count: Any
     steps: Any
     whole_steps: Any
 
 
-def locate(plan, inputs, team):
+def count_laps(plan):
+    """Tiles on which this thread block's teams work, one after another."""
+    if plan.laps == 1:
+        return 1
+    return jnp.where(lax.axis_index("program") < plan.processors, plan.laps, 1)
+
+
+def each_lap(plan, body, carry):
+    """Calls `body(lap, carry)` for each tile of a team. Returns the last carry."""
+    return lax.fori_loop(0, count_laps(plan), body, carry)
+
+
+def rotate(number, slots, owner):
+    """Where the owner of so many slots in a row keeps its next thing, which has a number."""
+    return owner * slots + lax.rem(number, jnp.int32(slots))
+
+
+def locate(plan, team, lap):
     """The place of a team's tile. Late query blocks, whose lists are long, come first."""
+    program = lax.axis_index("program")
+    if plan.laps > 1:
+        lap = jnp.where(program < plan.processors, lap, plan.laps - 1)
     # The last thread block may have a team too many: it repeats the last tile.
-    tile = lax.axis_index("program") * plan.tiles.teams + team
+    tile = (program + lap * plan.processors) * plan.tiles.teams + team
     tile = jnp.minimum(tile, plan.num_tiles - 1)
     rest, part = divide(tile, plan.list_tiles)
     rest, i = divide(rest, plan.Q)
     b, g = divide(rest, plan.G)
-    i = plan.Q - 1 - i
-    count = inputs.count_BGQ[b, g, i]
-    steps = lax.div(count + (plan.blocks - 1), jnp.int32(plan.blocks))
-    whole_steps = 0
-    if plan.has_whole_blocks:
-        whole_steps, _ = divide(inputs.whole_BGQ[b, g, i], plan.blocks)
-    return Place(b, g, i, part * plan.tiles.parts, count, steps, whole_steps)
+    return Place(b, g, plan.Q - 1 - i, part * plan.tiles.parts)
 
 
-def stretches(plan, place):
+def measure(plan, list_ref):
+    """The extent of a list in shared memory."""
+    count = list_ref[plan.J]
+    steps, _ = divide(count + (plan.blocks - 1), plan.blocks)
+    whole_steps, _ = divide(list_ref[plan.J + 1], plan.blocks)
+    return Extent(count, steps, whole_steps)
+
+
+def stretches(plan, extent):
     """Stretches of the key tiles to read: without masks or not, first step, and end."""
-    masked = (False, place.whole_steps, place.steps)
-    return [(True, 0, place.whole_steps), masked] if plan.has_whole_blocks else [masked]
+    if not plan.has_whole_blocks:
+        return [(False, 0, extent.steps)]
+    return [(True, 0, extent.whole_steps), (False, extent.whole_steps, extent.steps)]
 
 
 def divide(x, y):

@@ -17,6 +17,7 @@ class HopperListTiles:
         stages: key tiles in a team's ring.
         consumer_registers: a thread; with the producers' at most 65536 a thread block.
         producer_registers: a thread.
+        buffers: for queries and lists. With 2 a thread block goes from tile to tile.
     """
 
     teams: int
@@ -25,6 +26,7 @@ class HopperListTiles:
     stages: int
     consumer_registers: int
     producer_registers: int
+    buffers: int = 1
 
     @property
     def consumers(self):
@@ -32,19 +34,27 @@ class HopperListTiles:
         return self.teams * self.parts
 
 
-def hopper_forward(rows, K):
+def hopper_processors(device):
+    """Multiprocessors of a GPU; of an H100 or H200 for what is compiled without one."""
+    return device.core_count if device.platform == "gpu" else 132
+
+
+def hopper_forward(rows, K, entries):
     """Tiles for lists that `rows` rows (query heads x tokens) share, and head width K.
+
+    Args:
+        entries: of a list: long ones leave no room for a second buffer.
 
     The sizes fill the registers and the 227 KB of shared memory. On one H100 (32K tokens,
     2026-11-22) key tiles of 64 rows with 3 or 4 stages were 11-19% slower than 128 with 2;
-    for at most 64 rows only these sizes were timed.
+    for at most 64 rows only these sizes were timed, and a second buffer not yet.
     """
-    keys = 128 if K <= 128 else 64
+    if K > 128:
+        parts, registers = (2, 232) if rows > 64 else (1, 240)
+        return HopperListTiles(1, parts, 64, 2, registers, 40)
     if rows > 64:
-        return HopperListTiles(1, 2, keys, 2, 232, 40)
-    if K <= 128:
-        return HopperListTiles(2, 1, 64, 2, 208, 40)
-    return HopperListTiles(1, 1, keys, 2, 240, 40)
+        return HopperListTiles(1, 2, 128, 2, 232, 40, 2 if entries <= 512 else 1)
+    return HopperListTiles(2, 1, 64, 2, 208, 40, 2 if entries <= 256 else 1)
 
 
 def hopper_pieces(num_lists, entries):

@@ -122,26 +122,6 @@ def test_derivatives_that_the_kernels_lack_are_known():
     )
 
 
-def test_the_place_of_blocks_read_in_part_changes_no_bit():
-    case = cases.Case("places", T=40, S=300, J=13, dtype="bfloat16", query_offset=200)
-    inputs = cases.make_inputs(case)
-    whole_QJ = jnp.broadcast_to(jnp.arange(10), (3, 10))
-    cut_QJ = 12 + jnp.arange(3)[:, None] + jnp.arange(3)
-
-    def attend(*lists_QJ):
-        selection = inputs.selection
-        block_id_QJ = jnp.concatenate(lists_QJ, axis=1)
-        selection = dataclasses.replace(
-            selection,
-            block_id_BGQJ=jnp.broadcast_to(block_id_QJ, selection.block_id_BGQJ.shape),
-            count_BGQ=jnp.full_like(selection.count_BGQ, case.J),
-        )
-        return _attend(inputs._replace(selection=selection), case)
-
-    for x, y in zip(attend(whole_QJ, cut_QJ), attend(cut_QJ, whole_QJ)):
-        np.testing.assert_array_equal(x, y)
-
-
 def test_lists_in_any_order_agree():
     inputs = cases.make_inputs(dataclasses.replace(CASE, empty=0.0))
     selection = inputs.selection
