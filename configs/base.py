@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.route_width = 0  # width of queries and keys that only the index uses, learned by the two below; 0: it uses attention's
     model.score_weight = 0.0  # times a chosen block's score is added to its logits, so that the loss teaches selection; 0: not at all
     model.taught_rows = 0  # tokens of a row whose dense attention is compared with their scores, see train.teach_weight
+    model.branch_gates = False  # bookmark layers read means of all complete blocks, chosen ones and the local view by three softmaxes, joined by learned gates (NSA); linear in blocks a token, not for decoding
     model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"
 
     scaling.kind = "none"  # none, linear, ntk, dynamic, yarn, llama3 or longrope; see bsa/model/rope.py

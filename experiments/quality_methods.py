@@ -6,7 +6,8 @@ layers with their digests; `representatives` keeps the three keys of a block tha
 neighbours attend to; `strided`, `fixed` and `random` are Sparse Transformer's and BigBird's patterns beside window and
 sinks, with as many blocks as the budget has room for, not as many as the text asks for; `streaming` is a window with
 sinks, without new positions in the cache; `irope` is Llama 4's schedule of layers without the temperature that it has
-beyond the trained length. Not here: NSA's compressed branch and gates, Landmark's grouped softmax, HiP's halving.
+beyond the trained length; `nsa` has the three branches of NSA with gates, but means instead of a learned summary, one
+size of blocks, and the same keys and values for all branches. Not here: Landmark's grouped softmax, HiP's halving.
 Ways of learning to select are methods too: `started` reads everything in its first tenth of steps, `biased` adds scores
 to logits, `taught` compares scores with dense attention, `indexer` teaches queries and keys that only the index uses.
 """
@@ -27,6 +28,9 @@ MINMAX = knobs("index", digest="minmax")
 """Digests of MoBA (and of all that score block means) and of Quest, everything else as in a bookmark layer."""
 REPRESENTATIVES = knobs("index", digest="distinctive", R=4)
 """Digest with the most telling keys of a block, beside the mean of the rest."""
+
+NSA = MEAN_KEY | knobs("index", query_pool="heads") | knobs("model", branch_gates=True)
+"""Branches of NSA: blocks chosen by the heads' softmaxes over means, which are read too, and gates (3 D H parameters)."""
 
 
 def patterns(A, stride):

@@ -66,7 +66,10 @@ class Attention(nn.Module):
         sought = q_BTHK, k_BSGK
         if m.route_width and m.pattern[self.layer] == "b":
             sought = self._sought(jax.lax.stop_gradient(x_BTD))
-        heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, sought)
+        gates = None
+        if m.branch_gates and m.pattern[self.layer] == "b":
+            gates = self._gates(x_BTD)
+        heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, sought, gates)
         out_BTHK, figures = self.attend(
             heads, segment_id_BT, position_BT, m, self.layer
         )
@@ -87,6 +90,19 @@ class Attention(nn.Module):
                 )
             )
             for name in ("route_query", "route_key")
+        )
+
+    def _gates(self, x_BTD):
+        """How much of each head's branches is read, see `attention.Heads`."""
+        m = self.model
+        init = nn.initializers.normal(INITIAL_STD)
+        return tuple(
+            jax.nn.sigmoid(
+                _project(
+                    "BTD,DH->BTH", x_BTD, self.param(f"{name}_DH", init, (m.D, m.H))
+                )
+            )
+            for name in ("means_gate", "chosen_gate", "local_gate")
         )
 
 

@@ -44,6 +44,7 @@ class ModelSettings:
     route_width: int = 0
     score_weight: float = 0.0
     taught_rows: int = 0
+    branch_gates: bool = False
 
     def __post_init__(self):
         for name in "DHGKFVL":

@@ -48,6 +48,7 @@ def one_document(batch=2):
 
 SHORTLIST = dataclasses.replace(INDEX, X=4, query_pool="heads")
 CROWDED = dataclasses.replace(INDEX, J=8, A=4)
+NSA = dataclasses.replace(INDEX, digest="submeans", R=1, query_pool="heads")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +63,13 @@ CROWDED = dataclasses.replace(INDEX, J=8, A=4)
         with_pattern("dcwb"),
         with_pattern("b", index=SHORTLIST),
         with_pattern("b", index=CROWDED, score_weight=0.5, route_width=4),
+        with_pattern("b", index=NSA, branch_gates=True),
         with_pattern("wb", remat="layer"),
     ],
-    ids=["d", "s", "w", "c", "b", "wb", "dcwb", "b-shortlist", "b-crowded", "wb-remat"],
+    ids=[
+        *("d", "s", "w", "c", "b", "wb", "dcwb"),
+        *("b-shortlist", "b-crowded", "b-gates", "wb-remat"),
+    ],
 )
 def test_no_token_sees_a_later_one(model):
     """Changing token t changes no logit before t, bit for bit, and does change the one at t."""
