@@ -7,9 +7,10 @@ neighbours attend to; `strided`, `fixed` and `random` are Sparse Transformer's a
 sinks, with as many blocks as the budget has room for, not as many as the text asks for; `streaming` is a window with
 sinks, without new positions in the cache; `irope` is Llama 4's schedule of layers without the temperature that it has
 beyond the trained length; `nsa` has the three branches of NSA with gates, but means instead of a learned summary, one
-size of blocks, and the same keys and values for all branches. Not here: Landmark's grouped softmax, HiP's halving.
+size of blocks, and the same keys and values for all branches; `landmark` has Landmark's grouped softmax, with a block's
+mean key for a landmark, and few blocks in training too. Not here: HiP's halving.
 Ways of learning to select are methods too: `started` reads everything in its first tenth of steps, `biased` adds scores
-to logits, `taught` compares scores with dense attention, `indexer` teaches queries and keys that only the index uses.
+to logits, `grouped` lets them alone share attention among blocks (with teaching: `grouped_taught`), `taught` compares scores with dense attention, `indexer` teaches queries and keys that only the index uses.
 """
 
 
@@ -32,6 +33,10 @@ REPRESENTATIVES = knobs("index", digest="distinctive", R=4)
 NSA = MEAN_KEY | knobs("index", query_pool="heads") | knobs("model", branch_gates=True)
 """Branches of NSA: blocks chosen by the heads' softmaxes over means, which are read too, and gates (3 D H parameters)."""
 
+GROUPED = knobs("model", score_weight=1.0, mass_weight=1.0)
+"""A block's mass in the softmax is what its score promises; needs as many key/value heads as query heads."""
+LANDMARK = MEAN_KEY | GROUPED
+
 
 def patterns(A, stride):
     """Bookmark layers whose A blocks depend on places alone; nobody's choice stays open."""
@@ -41,13 +46,23 @@ def patterns(A, stride):
     }
 
 
+TAUGHT = knobs("model", taught_rows=64) | knobs("train", teach_weight=0.1)
+
+
+def grouped(bookmark):
+    """Bookmark layers whose scores share attention among blocks; H = G."""
+    return {
+        "grouped": bookmark | GROUPED,
+        "grouped_taught": bookmark | GROUPED | TAUGHT,
+    }
+
+
 def learned(bookmark, dense_pattern, start_steps):
     """Bookmark layers that learn to select in other ways."""
     start = knobs("train", start_steps=start_steps, start_pattern=dense_pattern)
-    taught = knobs("model", taught_rows=64) | knobs("train", teach_weight=0.1)
     return {
         "started": bookmark | start,
         "biased": bookmark | knobs("model", score_weight=1.0),
-        "taught": bookmark | taught,
-        "indexer": bookmark | taught | knobs("model", route_width=32),
+        "taught": bookmark | TAUGHT,
+        "indexer": bookmark | TAUGHT | knobs("model", route_width=32),
     }

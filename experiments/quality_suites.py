@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from experiments import quality_methods
 
 _knobs, _layers = quality_methods.knobs, quality_methods.layers
-_learned, _patterns = quality_methods.learned, quality_methods.patterns
+_learned, _grouped = quality_methods.learned, quality_methods.grouped
+_patterns, LANDMARK = quality_methods.patterns, quality_methods.LANDMARK
 MEAN_KEY, MINMAX = quality_methods.MEAN_KEY, quality_methods.MINMAX
 REPRESENTATIVES, NSA = quality_methods.REPRESENTATIVES, quality_methods.NSA
 
@@ -72,11 +73,13 @@ _MQAR_METHODS = {
     "quest": _layers("wb", (16, 8), "rr") | MINMAX | _knobs("index", A=5, J=96),
     "representatives": _layers("wb", (16, 16)) | REPRESENTATIVES,
     "nsa": _layers("wb", (16, 16)) | NSA,
+    "landmark": _layers("wb", (16, 16)) | LANDMARK,
     **{
         name: _layers("wb", (16, 16)) | knobs
         for name, knobs in _patterns(A=4, stride=8).items()
     },
     **_learned(_layers("wb", (16, 16)), "wd", 300),
+    **_grouped(_layers("wb", (16, 16))),
 }
 MQAR = Suite(
     base=_MQAR_BASE,
@@ -117,11 +120,13 @@ _READING_METHODS = {
     | _knobs("index", A=40, J=256, open_tokens=1, sink_tokens=0),
     "representatives": _layers("wwwb", (*_LOCAL, 256)) | REPRESENTATIVES,
     "nsa": _layers("wwwb", (*_LOCAL, 256)) | NSA,
+    "landmark": _layers("wwwb", (*_LOCAL, 256)) | LANDMARK,
     **{
         name: _layers("wwwb", (*_LOCAL, 256)) | knobs
         for name, knobs in _patterns(A=24, stride=10).items()
     },
     **_learned(_layers("wwwb", (*_LOCAL, 256)), "wwwd", 300),
+    **_grouped(_layers("wwwb", (*_LOCAL, 256))),
 }
 _NEEDLES = (
     *("niah_single_1", "niah_single_2", "niah_single_3"),
@@ -177,6 +182,7 @@ HOPS = Suite(
         "links_2": _linked(2),
         "two_layers": _layers("wbwb", (64,) * 4, "rnrn"),
         **_learned(_layers("wwwb", (64,) * 4), "wwwd", 200),
+        **_grouped(_layers("wwwb", (64,) * 4)),
     },
     train=[
         *(Part("hop_needles", 512, {"hops": hops}) for hops in (1, 2)),

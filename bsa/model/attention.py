@@ -162,11 +162,13 @@ def _learn(heads, lists, view, model, layer, placement):
     bias_BGTJ, figures, scale = None, {}, heads.q_BTHK.shape[-1] ** -0.5
     if model.pattern[layer] != "b":
         return bias_BGTJ, figures
-    if model.score_weight:
+    if model.is_biased:
+        attending = heads.q_BTHK, heads.k_BSGK
         bias_BGTJ = select.bias(
-            *(*heads.sought, lists, view, model.index, placement),
+            *(attending, heads.sought, lists, view, model.index, placement),
             scale=scale,
             weight=model.score_weight,
+            mass_weight=model.mass_weight,
         )
     if model.taught_rows:
         if placement.context > 1:

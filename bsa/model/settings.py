@@ -43,6 +43,7 @@ class ModelSettings:
     tied: bool = True
     route_width: int = 0
     score_weight: float = 0.0
+    mass_weight: float = 0.0
     taught_rows: int = 0
     branch_gates: bool = False
 
@@ -90,6 +91,11 @@ class ModelSettings:
             raise ValueError(
                 f"model: taught_rows={self.taught_rows} and route_width={self.route_width} cannot be negative; 0 is none"
             )
+        if self.mass_weight and self.H != self.G:
+            raise ValueError(
+                f"model: mass_weight={self.mass_weight} with H={self.H}, G={self.G}: heads that share a list give its blocks "
+                "different mass; set G to H, or mass_weight to 0"
+            )
         if self.route_width and self.index.X:
             raise ValueError(
                 f"model: route_width={self.route_width} with index.X={self.index.X}: the exact step reads attention's keys; "
@@ -103,3 +109,8 @@ class ModelSettings:
             raise ValueError(
                 f"model: dtype={self.dtype!r} is not one of {', '.join(DTYPES)}"
             )
+
+    @property
+    def is_biased(self) -> bool:
+        """Whether bookmark layers add something to the logits of chosen blocks."""
+        return bool(self.score_weight or self.mass_weight)

@@ -113,8 +113,8 @@ def choose(
 
 
 def bias(
-    q_BTHK,
-    k_BSGK,
+    attending,
+    sought,
     lists: selection.BlockSelection,
     view: local.LocalView,
     index: settings.IndexSettings,
@@ -122,29 +122,36 @@ def bias(
     *,
     scale: float,
     weight: float,
+    mass_weight: float,
 ):
     """`learn.list_bias` of whole arrays.
 
+    Args:
+        attending, sought: q_BTHK and k_BSGK of the attention, and of the index.
     Raises:
         ValueError: a row lies on several devices.
     """
     if placement.context > 1:
         raise ValueError(
-            f"scores as a bias over context={placement.context} devices are not supported; set model.score_weight=0"
+            f"scores as a bias over context={placement.context} devices are not supported; set model.score_weight=0 and "
+            "model.mass_weight=0"
         )
 
-    def bias_shard(q_BTHK, k_BSGK, lists, view):
+    def bias_shard(attending, sought, lists, view):
         return learn.list_bias(
-            *(q_BTHK, k_BSGK, lists, view.open_blocks, index),
+            *(*sought, lists, view.open_blocks, index),
             scale=scale,
             weight=weight,
+            attending=attending,
+            mass_weight=mass_weight,
         )
 
+    pair = "BTHK", "BSGK"
     return placement.run_on_shards(
         bias_shard,
-        inputs=("BTHK", "BSGK", _axes_of_lists(index), _axes_of_view(view)),
+        inputs=(pair, pair, _axes_of_lists(index), _axes_of_view(view)),
         outputs="BGTJ",
-    )(q_BTHK, k_BSGK, lists, view)
+    )(attending, sought, lists, view)
 
 
 def build_shard(

@@ -47,6 +47,7 @@ def one_document(batch=2):
 
 
 SHORTLIST = dataclasses.replace(INDEX, X=4, query_pool="heads")
+BIASED = {"score_weight": 0.5, "mass_weight": 0.75}
 CROWDED = dataclasses.replace(INDEX, J=8, A=4)
 NSA = dataclasses.replace(INDEX, digest="submeans", R=1, query_pool="heads")
 
@@ -62,7 +63,7 @@ NSA = dataclasses.replace(INDEX, digest="submeans", R=1, query_pool="heads")
         with_pattern("wb"),
         with_pattern("dcwb"),
         with_pattern("b", index=SHORTLIST),
-        with_pattern("b", index=CROWDED, score_weight=0.5, route_width=4),
+        with_pattern("b", index=CROWDED, G=4, route_width=4, **BIASED),
         with_pattern("b", index=NSA, branch_gates=True),
         with_pattern("wb", remat="layer"),
     ],
@@ -219,6 +220,7 @@ def test_rope_depends_on_distance_only():
         ({"window_tokens": (16,)}, "one entry for each letter"),
         ({"window_tokens": (16, 6)}, "whole blocks"),
         ({"remat": "all"}, "remat='all'"),
+        ({"mass_weight": 1.0}, "H=4, G=2: heads that share a list"),
     ],
 )
 def test_impossible_sizes_say_why(change, message):
