@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.route_width = 0  # width of queries and keys that only the index uses, learned by the two below; 0: it uses attention's
     model.score_weight = 0.0  # times a chosen block's score is added to its logits, so that the loss teaches selection; 0: not at all
     model.mass_weight = 0.0  # times the log of a chosen block's own mean mass is taken off them; 1 with score_weight=1: blocks share attention by scores, tokens within a block (Landmark); H = G
+    model.score_noise = 0.0  # times Gumbel noise on scores in training, nats, other in each step: blocks beyond the best are read, and so learned, too; at 1 they are drawn by what they promise
     model.taught_rows = 0  # tokens of a row whose dense attention is compared with their scores, see train.teach_weight
     model.branch_gates = False  # bookmark layers read means of all complete blocks, chosen ones and the local view by three softmaxes, joined by learned gates (NSA); linear in blocks a token, not for decoding
     model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"

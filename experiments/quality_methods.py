@@ -10,7 +10,9 @@ beyond the trained length; `nsa` has the three branches of NSA with gates, but m
 size of blocks, and the same keys and values for all branches; `landmark` has Landmark's grouped softmax, with a block's
 mean key for a landmark, and few blocks in training too. Not here: HiP's halving.
 Ways of learning to select are methods too: `started` reads everything in its first tenth of steps, `biased` adds scores
-to logits, `grouped` lets them alone share attention among blocks (with teaching: `grouped_taught`), `taught` compares scores with dense attention, `indexer` teaches queries and keys that only the index uses.
+to logits, `noisy` too, and draws blocks by their scores in training, `grouped` lets scores alone share attention among
+blocks (and `grouped_taught` teaches them besides), `taught` compares scores with dense attention, `indexer` teaches queries
+and keys that only the index uses.
 """
 
 
@@ -63,6 +65,7 @@ def learned(bookmark, dense_pattern, start_steps):
     return {
         "started": bookmark | start,
         "biased": bookmark | knobs("model", score_weight=1.0),
+        "noisy": bookmark | knobs("model", score_weight=1.0, score_noise=1.0),
         "taught": bookmark | TAUGHT,
         "indexer": bookmark | TAUGHT | knobs("model", route_width=32),
     }

@@ -69,7 +69,7 @@ def attend(
     Returns:
         out_BTHK, and the new memory with the `Reading` of a single token in a bookmark layer, else None.
     """
-    q_BTHK, k_BSGK, v_BSGK, sought, _ = heads
+    q_BTHK, k_BSGK, v_BSGK, sought = heads[:4]
     shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
     T, kind = q_BTHK.shape[1], model.pattern[letter]
     is_real_BT = jnp.arange(T) < context.count_B[:, None]

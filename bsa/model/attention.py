@@ -34,6 +34,7 @@ class Heads(NamedTuple):
             each key/value head. Their logits are scaled as attention's are.
         gates: three gate_BTH in [0, 1], of the means of blocks, the chosen blocks and the local view, each read by a
             softmax of its own; None: one softmax over what is chosen and the local view.
+        noise: on scores, as `route.search_blocks` wants it; None: there is none.
     """
 
     q_BTHK: jax.Array
@@ -41,6 +42,7 @@ class Heads(NamedTuple):
     v_BSGK: jax.Array
     sought: tuple[jax.Array, jax.Array]
     gates: tuple[jax.Array, jax.Array, jax.Array] | None = None
+    noise: tuple[jax.Array, float] | None = None
 
 
 def attend(
@@ -65,7 +67,7 @@ def attend(
     Raises:
         ValueError: selection is to be learned, or branches are to be joined, in rows that lie on several devices.
     """
-    q_BTHK, k_BSGK, v_BSGK, sought, _ = heads
+    q_BTHK, k_BSGK, v_BSGK = heads[:3]
     kind, scale = model.pattern[layer], q_BTHK.shape[-1] ** -0.5
     if kind == "d":
         arrays = q_BTHK, k_BSGK, v_BSGK, segment_id_BT
@@ -79,7 +81,9 @@ def attend(
     view, segment_id_BT, mask_mod = _view(position_BT, segment_id_BT, model, layer)
     if kind == "b":
         (count_BGM, scored_BGT), lists, refused_BGQ = select.choose(
-            *sought, view, model.index, placement, **rules
+            *(*heads.sought, view, model.index, placement),
+            noise=heads.noise,
+            **rules,
         )
     else:
         lists, _ = select.read_locally(view, model.index, model.G, placement)

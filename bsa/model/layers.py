@@ -63,19 +63,27 @@ class Attention(nn.Module):
             k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta, m.rope_scaling)
         self.sow("intermediates", "query", q_BTHK)
         self.sow("intermediates", "key", k_BSGK)
-        sought = q_BTHK, k_BSGK
-        if m.route_width and m.pattern[self.layer] == "b":
-            sought = self._sought(jax.lax.stop_gradient(x_BTD))
-        gates = None
-        if m.branch_gates and m.pattern[self.layer] == "b":
-            gates = self._gates(x_BTD)
-        heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, sought, gates)
+        heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, (q_BTHK, k_BSGK))
+        if m.pattern[self.layer] == "b":
+            heads = self._with_choosing(heads, x_BTD)
         out_BTHK, figures = self.attend(
             heads, segment_id_BT, position_BT, m, self.layer
         )
         out_init = nn.initializers.normal(INITIAL_STD / (2 * m.L) ** 0.5)
         out_HKD = self.param("out_HKD", out_init, (m.H, m.K, m.D))
         return _project("BTHK,HKD->BTD", out_BTHK, out_HKD), figures
+
+    def _with_choosing(self, heads, x_BTD):
+        """What a bookmark layer has beside queries, keys and values, as far as it is asked for."""
+        m, (B, T, _) = self.model, x_BTD.shape
+        if m.route_width:
+            heads = heads._replace(sought=self._sought(jax.lax.stop_gradient(x_BTD)))
+        if m.branch_gates:
+            heads = heads._replace(gates=self._gates(x_BTD))
+        if m.score_noise and self.has_rng("noise"):
+            seed_BGT = jax.random.bits(self.make_rng("noise"), (B, m.G, T))
+            heads = heads._replace(noise=(seed_BGT, m.score_noise))
+        return heads
 
     def _sought(self, x_BTD):
         """The index's own queries and keys, without positions; a query for each key/value head."""

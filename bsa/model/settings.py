@@ -44,6 +44,7 @@ class ModelSettings:
     route_width: int = 0
     score_weight: float = 0.0
     mass_weight: float = 0.0
+    score_noise: float = 0.0
     taught_rows: int = 0
     branch_gates: bool = False
 
@@ -95,6 +96,12 @@ class ModelSettings:
             raise ValueError(
                 f"model: mass_weight={self.mass_weight} with H={self.H}, G={self.G}: heads that share a list give its blocks "
                 "different mass; set G to H, or mass_weight to 0"
+            )
+        looks = self.index.route, self.index.X, self.index.query_pool
+        if self.score_noise and looks != ("flat", 0, "mean"):
+            raise ValueError(
+                f"model: score_noise={self.score_noise} with index.route={looks[0]!r}, X={looks[1]}, query_pool={looks[2]!r}: "
+                "noise is for scores that choose at once; set them to 'flat', 0 and 'mean'"
             )
         if self.route_width and self.index.X:
             raise ValueError(

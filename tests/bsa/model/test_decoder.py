@@ -196,6 +196,30 @@ def test_teaching_reaches_the_index_and_nothing_else():
         assert (np.abs(leaf).max() > 0) == ("route" in jax.tree_util.keystr(at)), at
 
 
+def test_noise_is_where_a_key_is_given():
+    """The same for the same key, other for other keys and layers; without one scores are as they are."""
+    plain = with_pattern("b")
+    model = dataclasses.replace(plain, score_noise=2.0)
+    tokens = jax.random.randint(jax.random.key(9), (2, T), 0, MODEL.V)
+
+    @jax.jit
+    def noisy(seed):
+        key = jax.random.key(seed)
+        _, figures = decoder.apply(
+            *(parameters(model), tokens, *one_document(), model), noise_key=key
+        )
+        return figures["0_b"]["selection"].block_id_BGQJ
+
+    once, again, other = (np.asarray(noisy(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(once, again)
+    assert (once != other).any((1, 2, 3, 4)).all()
+    without, expected = (
+        logits(parameters(plain), tokens, *one_document(), model=m)
+        for m in (model, plain)
+    )
+    np.testing.assert_array_equal(without, expected)
+
+
 def test_rope_depends_on_distance_only():
     keys = jax.random.split(jax.random.key(6), 2)
     q, k = (jax.random.normal(key, (1, 1, 1, 8)) for key in keys)
@@ -220,6 +244,7 @@ def test_rope_depends_on_distance_only():
         ({"window_tokens": (16,)}, "one entry for each letter"),
         ({"window_tokens": (16, 6)}, "whole blocks"),
         ({"remat": "all"}, "remat='all'"),
+        ({"score_noise": 1.0, "index": SHORTLIST}, "choose at once"),
         ({"mass_weight": 1.0}, "H=4, G=2: heads that share a list"),
     ],
 )
