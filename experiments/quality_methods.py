@@ -8,7 +8,7 @@ sinks, with as many blocks as the budget has room for, not as many as the text a
 sinks, without new positions in the cache; `irope` is Llama 4's schedule of layers without the temperature that it has
 beyond the trained length; `nsa` has the three branches of NSA with gates, but means instead of a learned summary, one
 size of blocks, and the same keys and values for all branches; `landmark` has Landmark's grouped softmax, with a block's
-mean key for a landmark, and few blocks in training too. Not here: HiP's halving.
+mean key for a landmark, and few blocks in training too; `halving` descends a binary tree as HiP does, see `halving`.
 Ways of learning to select are methods too: `started` reads everything in its first tenth of steps, `biased` adds scores
 to logits, `noisy` too, and draws blocks by their scores in training, `grouped` lets scores alone share attention among
 blocks (and `grouped_taught` teaches them besides), `taught` compares scores with dense attention, `indexer` teaches queries
@@ -38,6 +38,17 @@ NSA = MEAN_KEY | knobs("index", query_pool="heads") | knobs("model", branch_gate
 GROUPED = knobs("model", score_weight=1.0, mass_weight=1.0)
 """A block's mass in the softmax is what its score promises; needs as many key/value heads as query heads."""
 LANDMARK = MEAN_KEY | GROUPED
+
+
+def halving(A):
+    """HiP's search: the best A of 2A chunks, each cut in half, until they are blocks.
+
+    Published (arXiv 2406.09827), one token stands for a chunk, not its mean key; a block of queries searches together, not
+    each token for itself; the first 2A chunks are of equal length whatever the text's, not of a power of two of blocks; and
+    nothing is trained.
+    """
+    tree = knobs("index", route="chapters", chapter_bookmarks=2, chapter_levels=16)
+    return MEAN_KEY | tree | knobs("index", chapter_R=1, beam=A)
 
 
 def patterns(A, stride):

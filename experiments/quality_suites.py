@@ -11,6 +11,7 @@ from experiments import quality_methods
 
 _knobs, _layers = quality_methods.knobs, quality_methods.layers
 _learned, _grouped = quality_methods.learned, quality_methods.grouped
+_halving = quality_methods.halving
 _patterns, LANDMARK = quality_methods.patterns, quality_methods.LANDMARK
 MEAN_KEY, MINMAX = quality_methods.MEAN_KEY, quality_methods.MINMAX
 REPRESENTATIVES, NSA = quality_methods.REPRESENTATIVES, quality_methods.NSA
@@ -74,6 +75,7 @@ _MQAR_METHODS = {
     "representatives": _layers("wb", (16, 16)) | REPRESENTATIVES,
     "nsa": _layers("wb", (16, 16)) | NSA,
     "landmark": _layers("wb", (16, 16)) | LANDMARK,
+    "halving": _layers("wb", (16, 16)) | _halving(A=4),
     **{
         name: _layers("wb", (16, 16)) | knobs
         for name, knobs in _patterns(A=4, stride=8).items()
@@ -121,6 +123,7 @@ _READING_METHODS = {
     "representatives": _layers("wwwb", (*_LOCAL, 256)) | REPRESENTATIVES,
     "nsa": _layers("wwwb", (*_LOCAL, 256)) | NSA,
     "landmark": _layers("wwwb", (*_LOCAL, 256)) | LANDMARK,
+    "halving": _layers("wwwb", (*_LOCAL, 256)) | _halving(A=4),
     **{
         name: _layers("wwwb", (*_LOCAL, 256)) | knobs
         for name, knobs in _patterns(A=24, stride=10).items()
@@ -214,6 +217,7 @@ LM = Suite(
         "mean_key": _layers("wwwb", (*_LOCAL, 256)) | MEAN_KEY,
         "minmax": _layers("wwwb", (*_LOCAL, 256)) | MINMAX,
         "nsa": _layers("wwwb", (*_LOCAL, 256)) | NSA,
+        "halving": _layers("wwwb", (*_LOCAL, 256)) | _halving(A=4),
         **_learned(_layers("wwwb", (*_LOCAL, 256)), "wwwd", 100),
     },
     train=[Part("text", 8192)],
