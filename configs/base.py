@@ -78,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
     index.chapter_R = 2  # points per chapter; a chapter covers more topics than a bookmark
     index.beam = 8  # chapters of each level whose members are scored
     index.P = 0  # links from a bookmark to its most similar earlier ones; 0: none are sought
-    index.children = 8  # links back that a bookmark keeps; bounds the memory and the walk
+    index.children = 8  # links back that a bookmark keeps; bounds the memory and the walk; 0: walks go to earlier bookmarks only
     index.similarity = "cosine"  # of linked bookmarks: dot, cosine or pearson
     index.link_by = "means"  # what is compared: "means" of bookmarks, or their closest "points"
     index.frontier = 16  # best bookmarks so far whose links the graph route follows, at least A and X

@@ -31,13 +31,23 @@ MINMAX = knobs("index", digest="minmax")
 """Digests of MoBA (and of all that score block means) and of Quest, everything else as in a bookmark layer."""
 REPRESENTATIVES = knobs("index", digest="distinctive", R=4)
 """Digest with the most telling keys of a block, beside the mean of the rest."""
-
 NSA = MEAN_KEY | knobs("index", query_pool="heads") | knobs("model", branch_gates=True)
 """Branches of NSA: blocks chosen by the heads' softmaxes over means, which are read too, and gates (3 D H parameters)."""
-
 GROUPED = knobs("model", score_weight=1.0, mass_weight=1.0)
 """A block's mass in the softmax is what its score promises; needs as many key/value heads as query heads."""
-LANDMARK = MEAN_KEY | GROUPED
+TAUGHT = knobs("model", taught_rows=64) | knobs("train", teach_weight=0.1)
+
+
+def selectors(bookmark, A):
+    """Bookmark layers, and the same with other digests, branches and searches."""
+    return {
+        "bookmark": bookmark,
+        "mean_key": bookmark | MEAN_KEY,
+        "minmax": bookmark | MINMAX,
+        "representatives": bookmark | REPRESENTATIVES,
+        "nsa": bookmark | NSA,
+        "halving": bookmark | halving(A),
+    }
 
 
 def halving(A):
@@ -59,12 +69,10 @@ def patterns(A, stride):
     }
 
 
-TAUGHT = knobs("model", taught_rows=64) | knobs("train", teach_weight=0.1)
-
-
 def grouped(bookmark):
     """Bookmark layers whose scores share attention among blocks; H = G."""
     return {
+        "landmark": bookmark | MEAN_KEY | GROUPED,
         "grouped": bookmark | GROUPED,
         "grouped_taught": bookmark | GROUPED | TAUGHT,
     }
