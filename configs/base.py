@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.remat = "layer"  # what backward recomputes: "none", "layer" (all of a layer), "dots" (all but matrix products), "offload" (all; a layer's input waits in the host's memory)
     model.mlp_tokens = 0  # tokens of a row, on each of its devices, that the MLP takes at once; 0: all
     model.route_width = 0  # width of queries and keys that only the index uses, learned by the two below; 0: it uses attention's
+    model.route_before_rope = False  # whether the index compares queries and keys as they are before RoPE turns them
     model.score_weight = 0.0  # times a chosen block's score is added to its logits, so that the loss teaches selection; 0: not at all
     model.mass_weight = 0.0  # times the log of a chosen block's own mean mass is taken off them; 1 with score_weight=1: blocks share attention by scores, tokens within a block (Landmark); H = G
     model.score_noise = 0.0  # times Gumbel noise on scores in training, nats, other in each step: blocks beyond the best are read, and so learned, too; at 1 they are drawn by what they promise

@@ -238,6 +238,7 @@ ABLATIONS = Suite(
         "closed_pages": _knobs("index", open_tokens=1),
         "exact_shortlist": _knobs("index", X=32),
         "rope_keys": _knobs("model", positions="rrrr"),
+        "keys_before_rope": _knobs("model", positions="rrrr", route_before_rope=True),
         **{
             f"links_{name}": _knobs("index", route="graph", P=4, similarity=name)
             for name in ("dot", "cosine", "pearson")

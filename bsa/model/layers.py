@@ -58,6 +58,7 @@ class Attention(nn.Module):
         if m.qk_norm:
             q_BTHK = Norm(m.norm_eps, "scale_K", name="query_norm")(q_BTHK)
             k_BSGK = Norm(m.norm_eps, "scale_K", name="key_norm")(k_BSGK)
+        unturned = q_BTHK, k_BSGK
         if m.positions[self.layer] == "r":
             q_BTHK = rope.rotate(q_BTHK, position_BT, m.rope_theta, m.rope_scaling)
             k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta, m.rope_scaling)
@@ -65,7 +66,7 @@ class Attention(nn.Module):
         self.sow("intermediates", "key", k_BSGK)
         heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, (q_BTHK, k_BSGK))
         if m.pattern[self.layer] == "b":
-            heads = self._with_choosing(heads, x_BTD)
+            heads = self._with_choosing(heads, unturned, x_BTD)
         out_BTHK, figures = self.attend(
             heads, segment_id_BT, position_BT, m, self.layer
         )
@@ -73,9 +74,11 @@ class Attention(nn.Module):
         out_HKD = self.param("out_HKD", out_init, (m.H, m.K, m.D))
         return _project("BTHK,HKD->BTD", out_BTHK, out_HKD), figures
 
-    def _with_choosing(self, heads, x_BTD):
+    def _with_choosing(self, heads, unturned, x_BTD):
         """What a bookmark layer has beside queries, keys and values, as far as it is asked for."""
         m, (B, T, _) = self.model, x_BTD.shape
+        if m.route_before_rope:
+            heads = heads._replace(sought=unturned)
         if m.route_width:
             heads = heads._replace(sought=self._sought(jax.lax.stop_gradient(x_BTD)))
         if m.branch_gates:

@@ -42,6 +42,7 @@ class ModelSettings:
     qkv_bias: bool = False
     tied: bool = True
     route_width: int = 0
+    route_before_rope: bool = False
     score_weight: float = 0.0
     mass_weight: float = 0.0
     score_noise: float = 0.0
@@ -103,10 +104,15 @@ class ModelSettings:
                 f"model: score_noise={self.score_noise} with index.route={looks[0]!r}, X={looks[1]}, query_pool={looks[2]!r}: "
                 "noise is for scores that choose at once; set them to 'flat', 0 and 'mean'"
             )
-        if self.route_width and self.index.X:
+        if self.index.X and (self.route_width or self.route_before_rope):
             raise ValueError(
-                f"model: route_width={self.route_width} with index.X={self.index.X}: the exact step reads attention's keys; "
-                "set one to 0"
+                f"model: route_width={self.route_width}, route_before_rope={self.route_before_rope} with index.X={self.index.X}: "
+                "the exact step reads attention's keys; set X to 0, or these to 0 and False"
+            )
+        if self.route_width and self.route_before_rope:
+            raise ValueError(
+                f"model: route_width={self.route_width} with route_before_rope=True: the index's own keys have no positions; "
+                "set one to 0 or False"
             )
         if self.remat not in REMATS:
             raise ValueError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bsa.model import attention, decoder, rope
+from bsa.model import attention, decoder, layers, rope
 from tests.bsa.model.cases import INDEX, MODEL
 
 T = 64
@@ -220,6 +220,20 @@ def test_noise_is_where_a_key_is_given():
     np.testing.assert_array_equal(without, expected)
 
 
+def test_an_index_before_rope_gets_what_rope_turns():
+    model = with_pattern("b", route_before_rope=True)
+    x_BTD = jax.random.normal(jax.random.key(10), (2, T, model.D))
+    segments, positions = one_document()
+    layer = layers.Attention(model, 0, lambda heads, *_: (heads.q_BTHK, heads))
+    (_, heads), _ = layer.init_with_output(
+        *(jax.random.key(0), x_BTD, segments, positions)
+    )
+    for sought, used in zip(heads.sought, (heads.q_BTHK, heads.k_BSGK)):
+        assert not np.allclose(sought, used)
+        turned = rope.rotate(sought, positions, model.rope_theta, model.rope_scaling)
+        np.testing.assert_array_equal(turned, used)
+
+
 def test_rope_depends_on_distance_only():
     keys = jax.random.split(jax.random.key(6), 2)
     q, k = (jax.random.normal(key, (1, 1, 1, 8)) for key in keys)
@@ -245,6 +259,8 @@ def test_rope_depends_on_distance_only():
         ({"window_tokens": (16, 6)}, "whole blocks"),
         ({"remat": "all"}, "remat='all'"),
         ({"score_noise": 1.0, "index": SHORTLIST}, "choose at once"),
+        ({"route_before_rope": True, "index": SHORTLIST}, "reads attention's keys"),
+        ({"route_before_rope": True, "route_width": 4}, "have no positions"),
         ({"mass_weight": 1.0}, "H=4, G=2: heads that share a list"),
     ],
 )
