@@ -264,7 +264,7 @@ def _sliding(position_BT, window_tokens, index):
 
 
 def _attended_tokens(layer, lists, view, position_BT, model):
-    """Mean keys per query; those of chunks and exact windows are known without counting."""
+    """Mean keys per query, means among them; those of chunks and exact windows are known without counting."""
     kind = model.pattern[layer]
     if kind == "c":
         return (position_BT % model.chunk_tokens).mean(dtype=jnp.float32) + 1
