@@ -33,8 +33,12 @@ def get_config() -> ml_collections.ConfigDict:
     model.remat = "layer"  # what backward recomputes: "none", "layer" (all of a layer), "dots" (all but matrix products), "offload" (all; a layer's input waits in the host's memory)
     model.mlp_tokens = 0  # tokens of a row, on each of its devices, that the MLP takes at once; 0: all
     model.route_width = 0  # width of queries and keys that only the index uses, learned by the two below; 0: it uses attention's
+    model.route_before_rope = False  # whether the index compares queries and keys as they are before RoPE turns them
     model.score_weight = 0.0  # times a chosen block's score is added to its logits, so that the loss teaches selection; 0: not at all
+    model.mass_weight = 0.0  # times the log of a chosen block's own mean mass is taken off them; 1 with score_weight=1: blocks share attention by scores, tokens within a block (Landmark); H = G
+    model.score_noise = 0.0  # times Gumbel noise on scores in training, nats, other in each step: blocks beyond the best are read, and so learned, too; at 1 they are drawn by what they promise
     model.taught_rows = 0  # tokens of a row whose dense attention is compared with their scores, see train.teach_weight
+    model.branch_gates = False  # bookmark layers read means of all complete blocks, chosen ones and the local view by three softmaxes, joined by learned gates (NSA); linear in blocks a token, not for decoding
     model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"
 
     scaling.kind = "none"  # none, linear, ntk, dynamic, yarn, llama3 or longrope; see bsa/model/rope.py
@@ -75,7 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
     index.chapter_R = 2  # points per chapter; a chapter covers more topics than a bookmark
     index.beam = 8  # chapters of each level whose members are scored
     index.P = 0  # links from a bookmark to its most similar earlier ones; 0: none are sought
-    index.children = 8  # links back that a bookmark keeps; bounds the memory and the walk
+    index.children = 8  # links back that a bookmark keeps; bounds the memory and the walk; 0: walks go to earlier bookmarks only
     index.similarity = "cosine"  # of linked bookmarks: dot, cosine or pearson
     index.link_by = "means"  # what is compared: "means" of bookmarks, or their closest "points"
     index.frontier = 16  # best bookmarks so far whose links the graph route follows, at least A and X

@@ -6,9 +6,13 @@ layers with their digests; `representatives` keeps the three keys of a block tha
 neighbours attend to; `strided`, `fixed` and `random` are Sparse Transformer's and BigBird's patterns beside window and
 sinks, with as many blocks as the budget has room for, not as many as the text asks for; `streaming` is a window with
 sinks, without new positions in the cache; `irope` is Llama 4's schedule of layers without the temperature that it has
-beyond the trained length. Not here: NSA's compressed branch and gates, Landmark's grouped softmax, HiP's halving.
+beyond the trained length; `nsa` has the three branches of NSA with gates, but means instead of a learned summary, one
+size of blocks, and the same keys and values for all branches; `landmark` has Landmark's grouped softmax, with a block's
+mean key for a landmark, and few blocks in training too; `halving` descends a binary tree as HiP does, see `halving`.
 Ways of learning to select are methods too: `started` reads everything in its first tenth of steps, `biased` adds scores
-to logits, `taught` compares scores with dense attention, `indexer` teaches queries and keys that only the index uses.
+to logits, `noisy` too, and draws blocks by their scores in training, `grouped` lets scores alone share attention among
+blocks (and `grouped_taught` teaches them besides), `taught` compares scores with dense attention, `indexer` teaches queries
+and keys that only the index uses.
 """
 
 
@@ -27,6 +31,34 @@ MINMAX = knobs("index", digest="minmax")
 """Digests of MoBA (and of all that score block means) and of Quest, everything else as in a bookmark layer."""
 REPRESENTATIVES = knobs("index", digest="distinctive", R=4)
 """Digest with the most telling keys of a block, beside the mean of the rest."""
+NSA = MEAN_KEY | knobs("index", query_pool="heads") | knobs("model", branch_gates=True)
+"""Branches of NSA: blocks chosen by the heads' softmaxes over means, which are read too, and gates (3 D H parameters)."""
+GROUPED = knobs("model", score_weight=1.0, mass_weight=1.0)
+"""A block's mass in the softmax is what its score promises; needs as many key/value heads as query heads."""
+TAUGHT = knobs("model", taught_rows=64) | knobs("train", teach_weight=0.1)
+
+
+def selectors(bookmark, A):
+    """Bookmark layers, and the same with other digests, branches and searches."""
+    return {
+        "bookmark": bookmark,
+        "mean_key": bookmark | MEAN_KEY,
+        "minmax": bookmark | MINMAX,
+        "representatives": bookmark | REPRESENTATIVES,
+        "nsa": bookmark | NSA,
+        "halving": bookmark | halving(A),
+    }
+
+
+def halving(A):
+    """HiP's search: the best A of 2A chunks, each cut in half, until they are blocks.
+
+    Published (arXiv 2406.09827), one token stands for a chunk, not its mean key; a block of queries searches together, not
+    each token for itself; the first 2A chunks are of equal length whatever the text's, not of a power of two of blocks; and
+    nothing is trained.
+    """
+    tree = knobs("index", route="chapters", chapter_bookmarks=2, chapter_levels=16)
+    return MEAN_KEY | tree | knobs("index", chapter_R=1, beam=A)
 
 
 def patterns(A, stride):
@@ -37,13 +69,22 @@ def patterns(A, stride):
     }
 
 
+def grouped(bookmark):
+    """Bookmark layers whose scores share attention among blocks; H = G."""
+    return {
+        "landmark": bookmark | MEAN_KEY | GROUPED,
+        "grouped": bookmark | GROUPED,
+        "grouped_taught": bookmark | GROUPED | TAUGHT,
+    }
+
+
 def learned(bookmark, dense_pattern, start_steps):
     """Bookmark layers that learn to select in other ways."""
     start = knobs("train", start_steps=start_steps, start_pattern=dense_pattern)
-    taught = knobs("model", taught_rows=64) | knobs("train", teach_weight=0.1)
     return {
         "started": bookmark | start,
         "biased": bookmark | knobs("model", score_weight=1.0),
-        "taught": bookmark | taught,
-        "indexer": bookmark | taught | knobs("model", route_width=32),
+        "noisy": bookmark | knobs("model", score_weight=1.0, score_noise=1.0),
+        "taught": bookmark | TAUGHT,
+        "indexer": bookmark | TAUGHT | knobs("model", route_width=32),
     }

@@ -69,7 +69,7 @@ def attend(
     Returns:
         out_BTHK, and the new memory with the `Reading` of a single token in a bookmark layer, else None.
     """
-    q_BTHK, k_BSGK, v_BSGK, sought = heads
+    q_BTHK, k_BSGK, v_BSGK, sought = heads[:4]
     shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
     T, kind = q_BTHK.shape[1], model.pattern[letter]
     is_real_BT = jnp.arange(T) < context.count_B[:, None]
@@ -100,7 +100,7 @@ def attend(
     capacity = context.cache.capacity_tokens + context.cache.piece_tokens
     lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
     weigh = context.weigh and kind == "b"
-    if not (weigh or model.score_weight) and kernel.can_read(
+    if not (weigh or model.is_biased) and kernel.can_read(
         q_BTHK, memory, model.implementation
     ):
         out_BTHK = kernel.read(
@@ -115,8 +115,11 @@ def attend(
         new = (k_BSGK, v_BSGK, position_BT, is_real_BT)
         taken = memory.host.exchange(*new, lists.block_id_BGQJ)
     bias_BGQTJ = None
-    if kind == "b" and model.score_weight:
-        bias_BGQTJ = _bias(sought[0], memory.index, lists, position_BT, view, model)
+    if kind == "b" and model.is_biased:
+        queries = sought[0], q_BTHK
+        bias_BGQTJ = _bias(
+            queries, taken[0], memory.index, lists, position_BT, view, model
+        )
     out_BTHK, mass_BGJ = read.read_lists(
         *(q_BTHK, *taken, lists, position_BT, bias_BGQTJ),
         is_near=_is_near(model, letter),
@@ -238,9 +241,10 @@ def _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity_tokens):
     return selection.BlockSelection(block_id, count, mask, block, model.index.C)
 
 
-def _bias(q_BTHK, grown, lists, position_BT, view, model):
-    """`learn.block_bias` of listed blocks."""
-    q_BGQTHK, place_BQT = read.by_lists(q_BTHK, lists, position_BT)
+def _bias(queries, k_BGQJCK, grown, lists, position_BT, view, model):
+    """`learn.block_bias` of listed blocks, with the queries of index and attention, and the blocks' keys."""
+    q_BGQTHK, place_BQT = read.by_lists(queries[0], lists, position_BT)
+    attending_BGQTHK, _ = read.by_lists(queries[1], lists, position_BT)
     B, _, T = place_BQT.shape
     take = jax.vmap(jax.vmap(lambda x, place: x[place]))
     place_BGQJ = jnp.maximum(lists.block_id_BGQJ, 0)
@@ -255,4 +259,6 @@ def _bias(q_BTHK, grown, lists, position_BT, view, model):
         model.index,
         scale=model.K**-0.5,
         weight=model.score_weight,
+        attending=(attending_BGQTHK, k_BGQJCK),
+        mass_weight=model.mass_weight,
     )

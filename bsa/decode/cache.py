@@ -60,8 +60,13 @@ def empty(
     """A cache of no tokens; all its memory is taken now, but for the host's.
 
     Raises:
-        ValueError: blocks that are on the host, or gone, cannot give the exact step its keys; or too few may be kept.
+        ValueError: blocks that are on the host, or gone, cannot give the exact step its keys; too few may be kept; or
+            the model reads means of blocks, which are not kept.
     """
+    if model.branch_gates:
+        raise ValueError(
+            "decode: model.branch_gates=True is for training and evaluation only: a cache keeps no means of values"
+        )
     if (cache.store == "host" or cache.kept_tokens) and model.index.X:
         raise ValueError(
             f"decode: store={cache.store!r}, kept_tokens={cache.kept_tokens} with index.X={model.index.X}: the exact step "

@@ -1,7 +1,8 @@
 """Scores through which gradients flow, so that queries and keys learn to be found. Called by `bsa.model.attention`.
 
-Choosing blocks has no gradient. Two ways around it: the score of a chosen block joins its logits, so the loss reaches
-it (`block_bias`, in decoding too), or scores are taught where attention would fall if it read everything (`divergence`).
+Choosing blocks has no gradient. Two ways around it: the score of a chosen block joins its logits, or takes the place of
+their mass, so the loss reaches it (`block_bias`, in decoding too); or scores are taught where attention would fall if it
+read everything (`divergence`).
 """
 
 import jax
@@ -25,18 +26,21 @@ def list_bias(
     *,
     scale: float,
     weight: float,
+    attending=None,
+    mass_weight: float = 0.0,
 ):
     """`block_bias` of whole rows, `route_tokens` of each at a time.
 
     Args:
         open_blocks: low_BT and high_BT, as `LocalView.open_blocks`.
+        attending: q_BTHK and k_BSGK of the attention, H = G; needed for `mass_weight` only.
     Returns:
         bias_BGTJ: float32, as the kernel wants it. Differentiable with respect to queries and keys.
     """
     sizes = shapes.check(
         q_BTHK=q_BTHK, k_BSGK=k_BSGK, block_id_BGQJ=lists.block_id_BGQJ
     )
-    B, T, H, K, G, Q, J = (sizes[letter] for letter in "BTHKGQJ")
+    B, T, G, Q, J = (sizes[letter] for letter in "BTGQJ")
     point_BGNRK, log_count_BGNR = _digests(k_BSGK, index)
     block = lists.query_block
     piece = min(index.route_tokens // block, Q)
@@ -47,14 +51,24 @@ def list_bias(
         x = x.reshape(*x.shape[:axis], -1, piece, *x.shape[axis + 1 :])
         return jnp.moveaxis(x, axis, 0)
 
-    q_BGQTHK = q_BTHK.reshape(B, Q, block, G, H // G, K).transpose(0, 3, 1, 2, 4, 5)
+    def by_lists(q_BTHK):
+        q_BQTGHK = q_BTHK.reshape(B, Q, block, G, -1, q_BTHK.shape[-1])
+        return pieces(q_BQTGHK.transpose(0, 3, 1, 2, 4, 5), 2)
+
     low_BQT, high_BQT = (x.reshape(B, Q, block) for x in open_blocks)
+    attending_q, attended_BGNCK = None, None
+    if mass_weight:
+        attending_q = by_lists(attending[0])
+        attended_BGNCK = _by_blocks(attending[1], index.C)
 
     @jax.checkpoint
     def of_piece(arguments):
-        q_BGQTHK, id_BGQJ, low_BQT, high_BQT = arguments
+        q_BGQTHK, id_BGQJ, low_BQT, high_BQT, attending_BGQTHK = arguments
         take = jax.vmap(jax.vmap(lambda x, place: x[place]))
         place_BGQJ = jnp.maximum(id_BGQJ, 0)
+        attending = None
+        if mass_weight:
+            attending = attending_BGQTHK, take(attended_BGNCK, place_BGQJ)
         return block_bias(
             q_BGQTHK,
             (take(point_BGNRK, place_BGQJ), take(log_count_BGNR, place_BGQJ)),
@@ -63,10 +77,12 @@ def list_bias(
             index,
             scale=scale,
             weight=weight,
+            attending=attending,
+            mass_weight=mass_weight,
         )
 
-    arguments = pieces(q_BGQTHK, 2), pieces(lists.block_id_BGQJ, 2)
-    arguments += pieces(low_BQT, 1), pieces(high_BQT, 1)
+    arguments = by_lists(q_BTHK), pieces(lists.block_id_BGQJ, 2)
+    arguments += pieces(low_BQT, 1), pieces(high_BQT, 1), attending_q
     bias_BGQTJ = jnp.moveaxis(lax.map(of_piece, arguments), 0, 2)
     return bias_BGQTJ.reshape(B, G, -1, block, J)[:, :, :Q].reshape(B, G, T, J)
 
@@ -80,13 +96,20 @@ def block_bias(
     *,
     scale: float,
     weight: float,
+    attending=None,
+    mass_weight: float = 0.0,
 ):
-    """What its score adds to the logits of each listed block: `weight` times the logit that its digest promises a token.
+    """What joins the logits of each listed block: `weight` times the logit that its digest promises a token, less
+    `mass_weight` times the one that its tokens have, the log of their mean mass.
+
+    With both weights 1 a block's mass is what its score promises: tokens share a block by their own softmax, and blocks
+    and local tokens compete by the blocks' scores (grouped softmax, Landmark, arXiv 2305.16300).
 
     Args:
         q_BGQTHK: queries of query blocks of T tokens, H to a key/value head; their mean scores.
         digests: point_BGQJRK and log_count_BGQJR of the listed blocks, as `digest.summarise` has them.
         open_blocks: low_BQT and high_BQT, what each token may choose; others, which it reads anyway, get 0.
+        attending: q_BGQTHK and k_BGQJCK of the attention, one head a list; needed for `mass_weight` only.
     Returns:
         bias_BGQTJ: float32, nats.
     Raises:
@@ -108,7 +131,18 @@ def block_bias(
     chosen = (id_BGQTJ >= low_BQT[:, None, ..., None]) & (
         id_BGQTJ < high_BQT[:, None, ..., None]
     )
-    return jnp.where(chosen, weight * (score_BGQTJ - np.log(index.C)), 0.0)
+    bias_BGQTJ = weight * (score_BGQTJ - np.log(index.C))
+    if mass_weight:
+        q_BGQTHK, k_BGQJCK = attending
+        logit_BGQTJC = scale * jnp.einsum(
+            "BGQTHK,BGQJCK->BGQTJC",
+            q_BGQTHK,
+            k_BGQJCK,
+            preferred_element_type=jnp.float32,
+        )
+        mass_BGQTJ = jax.nn.logsumexp(logit_BGQTJC, axis=-1)
+        bias_BGQTJ -= mass_weight * (mass_BGQTJ - np.log(index.C))
+    return jnp.where(chosen, bias_BGQTJ, 0.0)
 
 
 def divergence(
@@ -186,7 +220,13 @@ def _mass(q_BGTHK, k_BSGK, start_BT, place_T, key_block):
 
 def _digests(k_BSGK, index):
     """Digests of all blocks, with gradients."""
-    B, _, G, K = k_BSGK.shape
-    k_BGNCK = k_BSGK.reshape(B, -1, index.C, G, K).transpose(0, 3, 1, 2, 4)
-    point_BGNRK, log_count_BGNR, _ = digest.summarise(k_BGNCK, index)
+    point_BGNRK, log_count_BGNR, _ = digest.summarise(
+        _by_blocks(k_BSGK, index.C), index
+    )
     return point_BGNRK, log_count_BGNR
+
+
+def _by_blocks(k_BSGK, key_block):
+    """Keys as k_BGNCK."""
+    B, _, G, K = k_BSGK.shape
+    return k_BSGK.reshape(B, -1, key_block, G, K).transpose(0, 3, 1, 2, 4)

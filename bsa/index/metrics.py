@@ -31,6 +31,13 @@ def attended_tokens(lists: selection.BlockSelection, start_BT):
     return keys.mean(1, dtype=jnp.float32).reshape(B, T)
 
 
+def complete_blocks(view: local.LocalView):
+    """Whole blocks of its document that each token has seen the end of: int32[B, T]."""
+    T = shapes.check(start_BT=view.start_BT)["T"]
+    end_BT = (jnp.arange(T, dtype=jnp.int32) + 1) // view.key_block
+    return jnp.maximum(end_BT + -view.start_BT // view.key_block, 0)
+
+
 def count_choices(choice_BGTA, num_bookmarks: int):
     """How many of these tokens chose each bookmark: float32[B, G, M]."""
     shapes.check(choice_BGTA=choice_BGTA)

@@ -115,6 +115,7 @@ def search_blocks(
     read=operator.getitem,
     is_row: bool = False,
     implementation: str = "xla",
+    noise=None,
 ):
     """`search` for tokens anywhere in a text whose keys lie in blocks.
 
@@ -125,13 +126,15 @@ def search_blocks(
         is_row: the tokens are all of the row, whose later bookmarks are then not even scored for its earlier tokens.
         implementation: as in `dispatch.block_sparse_attention`; "mosaic_gpu" searches by a kernel where there is one for
             these settings (`kernel.can_search`), in bfloat16: nearly equal blocks may change places.
+        noise: seed_BGT, uint32, and nats by which Gumbel noise of these seeds is multiplied before it joins the scores of
+            a flat search: at 1 bookmarks are drawn without replacement, by the mass that they promise. None: no noise.
     """
     sizes = shapes.check(q_BTHK=q_BTHK, point_BGMRK=bookmarks.point_BGMRK)
     B, T, H, G, K = (sizes[letter] for letter in "BTHGK")
     if index.route in settings.PATTERNS:
         return pattern.choose(open_blocks, G, index), jnp.zeros((B, G, T), jnp.int32)
     q_BTHK, keys, bookmarks = lax.stop_gradient((q_BTHK, keys, bookmarks))
-    if kernel.can_search(q_BTHK, bookmarks, index, implementation):
+    if noise is None and kernel.can_search(q_BTHK, bookmarks, index, implementation):
         q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32) * scale
         return kernel.search(q_BTGHK.mean(3), bookmarks, open_blocks, index)
     piece = min(index.route_tokens, T)
@@ -148,39 +151,49 @@ def search_blocks(
     # [G, H/G] heads: those of a group share a list.
     q = pieces(q_BTHK.reshape(B, T, G, H // G, K), 1)
     low_BT, high_BT = open_blocks
+    seed_BGT, noise_scale = noise or (None, 0.0)
+    seeds = jax.tree.map(lambda x: pieces(x, 2), seed_BGT)
 
     def choose(bookmarks, arguments):
-        q, low, high = arguments
+        q, low, high, seed_BGT = arguments
         q = jnp.moveaxis(q, 1, 2).astype(jnp.float32) * scale
-        if index.query_pool == "mean":
-            q = q.mean(3, keepdims=True)
-        find = _find_flat if index.route == "flat" else _find_along
-        choice, scored = find(q, bookmarks, low, high, index)
-        if not index.X and judge.has_budget(index):
-            choice = judge.best_by_points(q, bookmarks.nodes[0], choice, index)
-        if bookmarks.spans is not None:
-            length_BGM = bookmarks.spans.length_BGM
-            choice = span.expand(choice, length_BGM, high, index.X or index.A)
-        if index.X:
-            choice = judge.best_by_keys(q, keys, choice, index, read)
-        missing = index.A - choice.shape[-1]
-        return jnp.pad(
-            choice, [(0, 0)] * 3 + [(0, missing)], constant_values=-1
-        ), scored
+        noise = seed_BGT, noise_scale
+        return _choose(q, keys, bookmarks, (low, high), noise, index, read)
 
-    rows = q, pieces(low_BT, 1), pieces(high_BT, 1)
+    rows = q, pieces(low_BT, 1), pieces(high_BT, 1), seeds
     num = max(-(-q.shape[0] // PARTS), PART_PIECES) if is_row else q.shape[0]
     found = []
     for begin in range(0, q.shape[0], num):
         seen = bookmarks
         if is_row:
             seen = _before(bookmarks, (begin + num) * piece, index)
-        part = [x[begin : begin + num] for x in rows]
+        part = jax.tree.map(lambda x, i=begin: x[i : i + num], rows)
         found.append(lax.map(functools.partial(choose, seen), part))
     choice, scored = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
     choice = jnp.moveaxis(choice, 0, 2).reshape(B, G, T + pad, -1)[:, :, :T]
     scored = jnp.moveaxis(scored, 0, 2).reshape(B, G, T + pad)[:, :, :T]
     return choice.astype(jnp.int32), scored
+
+
+def _choose(q, keys, bookmarks, open_blocks, noise, index, read):
+    """Choices and counts of a piece of the tokens: scaled float32 queries [B, G, T, H/G, K]."""
+    low, high = open_blocks
+    if index.query_pool == "mean":
+        q = q.mean(3, keepdims=True)
+    if index.route == "flat":
+        choice, scored = _find_flat(q, bookmarks, low, high, index, noise)
+    else:
+        choice, scored = _find_along(q, bookmarks, low, high, index)
+    if not index.X and judge.has_budget(index):
+        choice = judge.best_by_points(q, bookmarks.nodes[0], choice, index)
+    if bookmarks.spans is not None:
+        length_BGM = bookmarks.spans.length_BGM
+        choice = span.expand(choice, length_BGM, high, index.X or index.A)
+    if index.X:
+        choice = judge.best_by_keys(q, keys, choice, index, read)
+    missing = index.A - choice.shape[-1]
+    padding = [(0, 0)] * 3 + [(0, missing)]
+    return jnp.pad(choice, padding, constant_values=-1), scored
 
 
 def _before(bookmarks, num_tokens, index):
@@ -197,21 +210,27 @@ def _before(bookmarks, num_tokens, index):
     return dataclasses.replace(bookmarks, chapters=(*finer, last))
 
 
-def _find_flat(q, bookmarks, low, high, index):
+def _find_flat(q, bookmarks, low, high, index, noise):
     """The best of all open bookmarks for q [B, G, T, H/G, K]: ids [B, G, T, X or A], and how many were scored."""
     place = jnp.arange(bookmarks.point_BGMRK.shape[2], dtype=jnp.int32)
+    seed_BGT, noise_scale = noise
 
-    def of_group(q_THK, node, low_T, high_T):
+    def draw(seed):
+        return jax.random.gumbel(jax.random.key(seed), place.shape)
+
+    def of_group(q_THK, node, seed_T, low_T, high_T):
         T, H, K = q_THK.shape
         score = judge.score(q_THK.reshape(T * H, K), *precision.unpack(*node), index)
         is_open = (place >= low_T[:, None]) & (place < high_T[:, None])
         score = judge.pool_heads(score.reshape(T, H, -1), is_open, index.query_pool)
+        if seed_T is not None:
+            score += noise_scale * jax.vmap(draw)(seed_T)
         return tree.best(score, place, index.X or index.A), is_open.sum(
             -1, dtype=jnp.int32
         )
 
-    of_row = jax.vmap(of_group, in_axes=(0, 0, None, None))
-    return jax.vmap(of_row)(q, bookmarks.nodes[0], low, high)
+    of_row = jax.vmap(of_group, in_axes=(0, 0, 0, None, None))
+    return jax.vmap(of_row)(q, bookmarks.nodes[0], seed_BGT, low, high)
 
 
 def _find_along(q, bookmarks, low, high, index):

@@ -127,7 +127,6 @@ class IndexSettings:
             "chapter_levels",
             "chapter_R",
             "beam",
-            "children",
             "frontier",
         ):
             if getattr(self, name) < 1:
@@ -143,9 +142,9 @@ class IndexSettings:
                 f"index: chapter_by={self.chapter_by!r} with volume_chapters={self.volume_chapters}; by position a chapter "
                 "is a volume of its own (1), otherwise at least 2 share one"
             )
-        if self.P < 0 or self.hops < 0:
+        if self.P < 0 or self.hops < 0 or self.children < 0:
             raise ValueError(
-                f"index: P={self.P} and hops={self.hops} cannot be negative"
+                f"index: P={self.P}, hops={self.hops} and children={self.children} cannot be negative"
             )
         if self.digest in ("minmax", "meanvar") and (self.R, self.chapter_R) != (2, 2):
             raise ValueError(

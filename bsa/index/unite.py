@@ -5,6 +5,8 @@ block stays open for the next tokens ("open pages"). Called by `route` for bookm
 for window and chunked ones, which choose nothing.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -80,6 +82,17 @@ def unite(
         selection.BlockSelection(id_BGQJ, count_BGQ, mask_BGQJ, block, view.key_block),
         refused_BGQ,
     )
+
+
+def without(
+    lists: selection.BlockSelection, local_lists: selection.BlockSelection
+) -> selection.BlockSelection:
+    """The lists less what tokens read anyway: `unite` of the same view without choices, which begins every list."""
+    missing = lists.block_id_BGQJ.shape[-1] - local_lists.block_id_BGQJ.shape[-1]
+    padding = ((0, 0),) * 3 + ((0, missing),)
+    local_BGQJ = jnp.pad(local_lists.token_mask_BGQJ, padding)
+    mask_BGQJ = lists.token_mask_BGQJ & ~local_BGQJ
+    return dataclasses.replace(lists, token_mask_BGQJ=mask_BGQJ)
 
 
 def _local_blocks(view, block):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from bsa.index import learn, local, metrics
+from bsa.index import learn, local, metrics, unite
 from bsa.model import settings
 from bsa.parallel import attend as attend_lib
 from bsa.parallel import mesh, select
@@ -32,12 +32,17 @@ class Heads(NamedTuple):
     Attributes:
         sought: queries and keys by which the index is built and searched: attention's own, or others with a query for
             each key/value head. Their logits are scaled as attention's are.
+        gates: three gate_BTH in [0, 1], of the means of blocks, the chosen blocks and the local view, each read by a
+            softmax of its own; None: one softmax over what is chosen and the local view.
+        noise: on scores, as `route.search_blocks` wants it; None: there is none.
     """
 
     q_BTHK: jax.Array
     k_BSGK: jax.Array
     v_BSGK: jax.Array
     sought: tuple[jax.Array, jax.Array]
+    gates: tuple[jax.Array, jax.Array, jax.Array] | None = None
+    noise: tuple[jax.Array, float] | None = None
 
 
 def attend(
@@ -60,9 +65,9 @@ def attend(
         `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`, `selection_entropy`,
         `unread_bookmarks` and the lists as `selection`, and if rows are taught, `selection_divergence`.
     Raises:
-        ValueError: selection is to be learned in rows that lie on several devices.
+        ValueError: selection is to be learned, or branches are to be joined, in rows that lie on several devices.
     """
-    q_BTHK, k_BSGK, v_BSGK, sought = heads
+    q_BTHK, k_BSGK, v_BSGK = heads[:3]
     kind, scale = model.pattern[layer], q_BTHK.shape[-1] ** -0.5
     if kind == "d":
         arrays = q_BTHK, k_BSGK, v_BSGK, segment_id_BT
@@ -73,38 +78,34 @@ def attend(
         return out, {"attended_tokens": position_BT.mean(dtype=jnp.float32) + 1}
 
     rules = {"scale": scale, "implementation": model.implementation}
-    mask_mod = None
-    if kind == "c":
-        view = local.chunk(position_BT, model.chunk_tokens, model.index.C)
-        segment_id_BT = local.chunk_segments(position_BT, model.chunk_tokens)
-    elif kind == "s":
-        view, mask_mod = _sliding(position_BT, model.window_tokens[layer], model.index)
-    else:
-        view = local.window(
-            position_BT,
-            window_tokens=model.window_tokens[layer],
-            sink_tokens=model.index.sink_tokens,
-            key_block=model.index.C,
-        )
+    view, segment_id_BT, mask_mod = _view(position_BT, segment_id_BT, model, layer)
     if kind == "b":
         (count_BGM, scored_BGT), lists, refused_BGQ = select.choose(
-            *sought, view, model.index, placement, **rules
+            *(*heads.sought, view, model.index, placement),
+            noise=heads.noise,
+            **rules,
         )
     else:
         lists, _ = select.read_locally(view, model.index, model.G, placement)
     lists = checkpoint_name(lists, SAVED)
     bias_BGTJ, learned = _learn(heads, lists, view, model, layer, placement)
-    out_BTHK = attend_lib.block_sparse_attention(
-        q_BTHK,
-        k_BSGK,
-        v_BSGK,
-        lists,
-        segment_id_BT,
-        placement,
-        bias_BGTJ=bias_BGTJ,
-        mask_mod=mask_mod,
-        **rules,
-    )
+
+    def read(lists, bias_BGTJ=None):
+        return attend_lib.block_sparse_attention(
+            *(q_BTHK, k_BSGK, v_BSGK, lists, segment_id_BT, placement),
+            bias_BGTJ=bias_BGTJ,
+            mask_mod=mask_mod,
+            **rules,
+        )
+
+    if heads.gates is None:
+        out_BTHK = read(lists, bias_BGTJ)
+    else:
+        nearby, _ = select.read_locally(view, model.index, model.G, placement)
+        means_BTHK = _read_means(heads, segment_id_BT, view, placement)
+        chosen_BTHK = read(unite.without(lists, nearby), bias_BGTJ)
+        branches = means_BTHK, chosen_BTHK, read(nearby)
+        out_BTHK = sum(gate[..., None] * x for gate, x in zip(heads.gates, branches))
     figures = {
         "attended_tokens": _attended_tokens(layer, lists, view, position_BT, model)
     }
@@ -121,16 +122,57 @@ def attend(
     return out_BTHK, figures
 
 
+def _view(position_BT, segment_id_BT, model, layer):
+    """What tokens read anyway, the segments that they read in, and the mask of layers that cut inside a block, or None."""
+    kind, window_tokens = model.pattern[layer], model.window_tokens[layer]
+    if kind == "c":
+        view = local.chunk(position_BT, model.chunk_tokens, model.index.C)
+        return view, local.chunk_segments(position_BT, model.chunk_tokens), None
+    if kind == "s":
+        view, mask_mod = _sliding(position_BT, window_tokens, model.index)
+        return view, segment_id_BT, mask_mod
+    view = local.window(
+        position_BT,
+        window_tokens=window_tokens,
+        sink_tokens=model.index.sink_tokens,
+        key_block=model.index.C,
+    )
+    return view, segment_id_BT, None
+
+
+def _read_means(heads, segment_id_BT, view, placement):
+    """Attention to the means of all blocks that are complete: the compressed branch of NSA, without weights of its own."""
+    if placement.context > 1:
+        raise ValueError(
+            f"model.branch_gates over context={placement.context} devices is not supported; set mesh.context=1"
+        )
+    q_BTHK, k_BSGK, v_BSGK = heads[:3]
+
+    def means(x_BSGK):
+        B, _, G, K = x_BSGK.shape
+        return x_BSGK.reshape(B, -1, view.key_block, G, K).mean(2)
+
+    out_BTHK = dense(
+        *(q_BTHK, means(k_BSGK), means(v_BSGK), segment_id_BT),
+        q_BTHK.shape[-1] ** -0.5,
+        key_tokens=view.key_block,
+    )
+    has_any_BT = metrics.complete_blocks(view) > 0
+    return jnp.where(has_any_BT[..., None, None], out_BTHK, 0)
+
+
 def _learn(heads, lists, view, model, layer, placement):
     """By what selection is learned: the bias of chosen blocks, and how far scores are from where attention would fall."""
     bias_BGTJ, figures, scale = None, {}, heads.q_BTHK.shape[-1] ** -0.5
     if model.pattern[layer] != "b":
         return bias_BGTJ, figures
-    if model.score_weight:
+    if model.is_biased:
+        attending = heads.q_BTHK, heads.k_BSGK
         bias_BGTJ = select.bias(
-            *(*heads.sought, lists, view, model.index, placement),
+            *(attending, heads.sought, lists, view, model.index, placement),
             scale=scale,
             weight=model.score_weight,
+            mass_weight=model.mass_weight,
         )
     if model.taught_rows:
         if placement.context > 1:
@@ -150,31 +192,33 @@ def _learn(heads, lists, view, model, layer, placement):
 
 
 @jax.named_scope("dense")
-def dense(q_BTHK, k_BSGK, v_BSGK, segment_id_BT, scale: float):
-    """Causal attention to every earlier token of the same document, a piece of the queries at a time."""
-    T = shapes.check(
-        q_BTHK=q_BTHK, k_BSGK=k_BSGK, v_BSGK=v_BSGK, segment_id_BT=segment_id_BT
-    )["T"]
+def dense(q_BTHK, k_BSGK, v_BSGK, segment_id_BT, scale: float, *, key_tokens: int = 1):
+    """Causal attention to every earlier token of the same document, a piece of the queries at a time.
+
+    Args:
+        key_tokens: that each key stands for; it is read from the last of them on, and only if all are of one document.
+    Returns:
+        out_BTHK; means nothing for a token that may read no key.
+    """
+    T = shapes.check(q_BTHK=q_BTHK, segment_id_BT=segment_id_BT)["T"]
+    shapes.check(k_BSGK=k_BSGK, v_BSGK=v_BSGK)
+    first_BS, last_BS = (segment_id_BT[:, at::key_tokens] for at in (0, key_tokens - 1))
+    segment_id_BS = jnp.where(first_BS == last_BS, last_BS, -1)
     piece = min(DENSE_QUERY_TOKENS, T)
     span = -(-T // (piece * DENSE_SPANS)) * piece
     outs = []
     for begin in range(0, T, span):
         end = min(begin + span, T)
-        outs.append(
-            _dense_span(
-                q_BTHK[:, begin:end],
-                k_BSGK[:, :end],
-                v_BSGK[:, :end],
-                segment_id_BT[:, :end],
-                piece,
-                scale,
-            )
-        )
+        seen = max(end // key_tokens, 1)
+        rows = q_BTHK[:, begin:end], segment_id_BT[:, begin:end]
+        keys = k_BSGK[:, :seen], v_BSGK[:, :seen], segment_id_BS[:, :seen]
+        outs.append(_dense_span(rows, keys, begin, piece, scale, key_tokens))
     return jnp.concatenate(outs, axis=1)
 
 
-def _dense_span(q_BTHK, k_BSGK, v_BSGK, segment_id_BS, piece, scale):
-    """The same for the last T of S tokens."""
+def _dense_span(rows, keys, begin, piece, scale, key_tokens):
+    """The same for T tokens from `begin` on."""
+    (q_BTHK, segment_id_BT), (k_BSGK, v_BSGK, segment_id_BS) = rows, keys
     (B, T), S = q_BTHK.shape[:2], k_BSGK.shape[1]
     pad = -T % piece
     implementation = _library_implementation(q_BTHK.dtype, S)
@@ -186,7 +230,7 @@ def _dense_span(q_BTHK, k_BSGK, v_BSGK, segment_id_BS, piece, scale):
     @jax.checkpoint
     def of_piece(arguments):
         q, segment_id, place = arguments
-        sees = place[:, :, None] >= jnp.arange(S)
+        sees = place[:, :, None] >= (jnp.arange(S) + 1) * key_tokens - 1
         sees &= segment_id[:, :, None] == segment_id_BS[:, None]
         return jax.nn.dot_product_attention(
             *(q, k_BSGK, v_BSGK),
@@ -195,9 +239,8 @@ def _dense_span(q_BTHK, k_BSGK, v_BSGK, segment_id_BS, piece, scale):
             implementation=implementation,
         )
 
-    place_BT = jnp.broadcast_to(jnp.arange(S - T, S), (B, T))
-    rows = (q_BTHK, segment_id_BS[:, S - T :], place_BT)
-    out = jax.lax.map(of_piece, jax.tree.map(pieces, rows))
+    place_BT = jnp.broadcast_to(jnp.arange(begin, begin + T), (B, T))
+    out = jax.lax.map(of_piece, jax.tree.map(pieces, (q_BTHK, segment_id_BT, place_BT)))
     return jnp.moveaxis(out, 0, 1).reshape(B, T + pad, *q_BTHK.shape[2:])[:, :T]
 
 
@@ -221,11 +264,14 @@ def _sliding(position_BT, window_tokens, index):
 
 
 def _attended_tokens(layer, lists, view, position_BT, model):
-    """Mean keys per query; those of chunks and exact windows are known without counting."""
+    """Mean keys per query, means among them; those of chunks and exact windows are known without counting."""
     kind = model.pattern[layer]
     if kind == "c":
         return (position_BT % model.chunk_tokens).mean(dtype=jnp.float32) + 1
     if kind == "s":
         window = model.window_tokens[layer]
         return jnp.minimum(position_BT + 1, window).mean(dtype=jnp.float32)
-    return metrics.attended_tokens(lists, view.start_BT).mean()
+    attended = metrics.attended_tokens(lists, view.start_BT).mean()
+    if kind == "b" and model.branch_gates:
+        attended += metrics.complete_blocks(view).mean(dtype=jnp.float32)
+    return attended

@@ -30,7 +30,7 @@ class Decoder(nn.Module):
         scanned = nn.scan(
             Group,
             variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "noise": True},
             in_axes=nn.broadcast,
             length=m.L // len(m.pattern),
         )
@@ -93,6 +93,7 @@ def apply(
     position_BT,
     model: settings.ModelSettings,
     placement: mesh.Placement = mesh.ALONE,
+    noise_key=None,
 ):
     """Runs the decoder; pure.
 
@@ -102,6 +103,7 @@ def apply(
         segment_id_BT: int32, documents of a packed row, equal within one; no attention crosses them.
         position_BT: int32, tokens since the beginning of the document.
         placement: devices that rows and tokens are split over.
+        noise_key: of the noise on scores that `score_noise` asks for; None: scores are as they are.
     Returns:
         hidden_BTD in the model's dtype, to be multiplied by `head` for logits, and figures: a dict
         with one entry for each letter of the pattern ("3_b"), see `attention.attend`; each leaf has a leading axis of
@@ -110,8 +112,9 @@ def apply(
     shapes.check(
         token_BT=token_BT, segment_id_BT=segment_id_BT, position_BT=position_BT
     )
+    rngs = {} if noise_key is None else {"noise": noise_key}
     return Decoder(model, placement).apply(
-        {"params": params}, token_BT, segment_id_BT, position_BT
+        {"params": params}, token_BT, segment_id_BT, position_BT, rngs=rngs
     )
 
 

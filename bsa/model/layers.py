@@ -58,21 +58,35 @@ class Attention(nn.Module):
         if m.qk_norm:
             q_BTHK = Norm(m.norm_eps, "scale_K", name="query_norm")(q_BTHK)
             k_BSGK = Norm(m.norm_eps, "scale_K", name="key_norm")(k_BSGK)
+        unturned = q_BTHK, k_BSGK
         if m.positions[self.layer] == "r":
             q_BTHK = rope.rotate(q_BTHK, position_BT, m.rope_theta, m.rope_scaling)
             k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta, m.rope_scaling)
         self.sow("intermediates", "query", q_BTHK)
         self.sow("intermediates", "key", k_BSGK)
-        sought = q_BTHK, k_BSGK
-        if m.route_width and m.pattern[self.layer] == "b":
-            sought = self._sought(jax.lax.stop_gradient(x_BTD))
-        heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, sought)
+        heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, (q_BTHK, k_BSGK))
+        if m.pattern[self.layer] == "b":
+            heads = self._with_choosing(heads, unturned, x_BTD)
         out_BTHK, figures = self.attend(
             heads, segment_id_BT, position_BT, m, self.layer
         )
         out_init = nn.initializers.normal(INITIAL_STD / (2 * m.L) ** 0.5)
         out_HKD = self.param("out_HKD", out_init, (m.H, m.K, m.D))
         return _project("BTHK,HKD->BTD", out_BTHK, out_HKD), figures
+
+    def _with_choosing(self, heads, unturned, x_BTD):
+        """What a bookmark layer has beside queries, keys and values, as far as it is asked for."""
+        m, (B, T, _) = self.model, x_BTD.shape
+        if m.route_before_rope:
+            heads = heads._replace(sought=unturned)
+        if m.route_width:
+            heads = heads._replace(sought=self._sought(jax.lax.stop_gradient(x_BTD)))
+        if m.branch_gates:
+            heads = heads._replace(gates=self._gates(x_BTD))
+        if m.score_noise and self.has_rng("noise"):
+            seed_BGT = jax.random.bits(self.make_rng("noise"), (B, m.G, T))
+            heads = heads._replace(noise=(seed_BGT, m.score_noise))
+        return heads
 
     def _sought(self, x_BTD):
         """The index's own queries and keys, without positions; a query for each key/value head."""
@@ -87,6 +101,19 @@ class Attention(nn.Module):
                 )
             )
             for name in ("route_query", "route_key")
+        )
+
+    def _gates(self, x_BTD):
+        """How much of each head's branches is read, see `attention.Heads`."""
+        m = self.model
+        init = nn.initializers.normal(INITIAL_STD)
+        return tuple(
+            jax.nn.sigmoid(
+                _project(
+                    "BTD,DH->BTH", x_BTD, self.param(f"{name}_DH", init, (m.D, m.H))
+                )
+            )
+            for name in ("means_gate", "chosen_gate", "local_gate")
         )
 
 

@@ -42,8 +42,12 @@ class ModelSettings:
     qkv_bias: bool = False
     tied: bool = True
     route_width: int = 0
+    route_before_rope: bool = False
     score_weight: float = 0.0
+    mass_weight: float = 0.0
+    score_noise: float = 0.0
     taught_rows: int = 0
+    branch_gates: bool = False
 
     def __post_init__(self):
         for name in "DHGKFVL":
@@ -89,10 +93,26 @@ class ModelSettings:
             raise ValueError(
                 f"model: taught_rows={self.taught_rows} and route_width={self.route_width} cannot be negative; 0 is none"
             )
-        if self.route_width and self.index.X:
+        if self.mass_weight and self.H != self.G:
             raise ValueError(
-                f"model: route_width={self.route_width} with index.X={self.index.X}: the exact step reads attention's keys; "
-                "set one to 0"
+                f"model: mass_weight={self.mass_weight} with H={self.H}, G={self.G}: heads that share a list give its blocks "
+                "different mass; set G to H, or mass_weight to 0"
+            )
+        looks = self.index.route, self.index.X, self.index.query_pool
+        if self.score_noise and looks != ("flat", 0, "mean"):
+            raise ValueError(
+                f"model: score_noise={self.score_noise} with index.route={looks[0]!r}, X={looks[1]}, query_pool={looks[2]!r}: "
+                "noise is for scores that choose at once; set them to 'flat', 0 and 'mean'"
+            )
+        if self.index.X and (self.route_width or self.route_before_rope):
+            raise ValueError(
+                f"model: route_width={self.route_width}, route_before_rope={self.route_before_rope} with index.X={self.index.X}: "
+                "the exact step reads attention's keys; set X to 0, or these to 0 and False"
+            )
+        if self.route_width and self.route_before_rope:
+            raise ValueError(
+                f"model: route_width={self.route_width} with route_before_rope=True: the index's own keys have no positions; "
+                "set one to 0 or False"
             )
         if self.remat not in REMATS:
             raise ValueError(
@@ -102,3 +122,8 @@ class ModelSettings:
             raise ValueError(
                 f"model: dtype={self.dtype!r} is not one of {', '.join(DTYPES)}"
             )
+
+    @property
+    def is_biased(self) -> bool:
+        """Whether bookmark layers add something to the logits of chosen blocks."""
+        return bool(self.score_weight or self.mass_weight)

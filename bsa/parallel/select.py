@@ -56,11 +56,12 @@ def choose(
     *,
     scale: float,
     implementation: str = "xla",
+    noise=None,
 ):
     """Builds the index, routes each token, and unites what it chose with what it reads anyway.
 
     Args:
-        implementation: as in `route.search_blocks`.
+        implementation, noise: as in `route.search_blocks`.
     Returns:
         count_BGM, how many tokens chose each bookmark, and scored_BGT of `route.search`; and the lists and refused_BGQ
         of `unite.unite`.
@@ -74,7 +75,7 @@ def choose(
             f"index.X={index.X}: the exact step reads keys of other devices; set X=0 or mesh.context=1"
         )
 
-    def choose_shard(q_BTHK, k_BSGK, view):
+    def choose_shard(q_BTHK, k_BSGK, view, seed_BGT=None):
         if devices == 1:
             bookmarks = build.build_index(k_BSGK, index, view.start_BT)
         else:
@@ -90,6 +91,7 @@ def choose(
             scale=scale,
             is_row=devices == 1,
             implementation=implementation,
+            noise=None if noise is None else (seed_BGT, noise[1]),
         )
         lists, refused_BGQ = unite.unite(
             choice_BGTA,
@@ -105,16 +107,19 @@ def choose(
         return (count_BGM, scored_BGT), lists, refused_BGQ
 
     _check_blocks(S, index, devices)
+    arrays, inputs = (q_BTHK, k_BSGK, view), ("BTHK", "BSGK", _axes_of_view(view))
+    if noise is not None:
+        arrays, inputs = (*arrays, noise[0]), (*inputs, "BGT")
     return placement.run_on_shards(
         choose_shard,
-        inputs=("BTHK", "BSGK", _axes_of_view(view)),
+        inputs=inputs,
         outputs=(("BGM", "BGT"), _axes_of_lists(index), "BGQ"),
-    )(q_BTHK, k_BSGK, view)
+    )(*arrays)
 
 
 def bias(
-    q_BTHK,
-    k_BSGK,
+    attending,
+    sought,
     lists: selection.BlockSelection,
     view: local.LocalView,
     index: settings.IndexSettings,
@@ -122,29 +127,36 @@ def bias(
     *,
     scale: float,
     weight: float,
+    mass_weight: float,
 ):
     """`learn.list_bias` of whole arrays.
 
+    Args:
+        attending, sought: q_BTHK and k_BSGK of the attention, and of the index.
     Raises:
         ValueError: a row lies on several devices.
     """
     if placement.context > 1:
         raise ValueError(
-            f"scores as a bias over context={placement.context} devices are not supported; set model.score_weight=0"
+            f"scores as a bias over context={placement.context} devices are not supported; set model.score_weight=0 and "
+            "model.mass_weight=0"
         )
 
-    def bias_shard(q_BTHK, k_BSGK, lists, view):
+    def bias_shard(attending, sought, lists, view):
         return learn.list_bias(
-            *(q_BTHK, k_BSGK, lists, view.open_blocks, index),
+            *(*sought, lists, view.open_blocks, index),
             scale=scale,
             weight=weight,
+            attending=attending,
+            mass_weight=mass_weight,
         )
 
+    pair = "BTHK", "BSGK"
     return placement.run_on_shards(
         bias_shard,
-        inputs=("BTHK", "BSGK", _axes_of_lists(index), _axes_of_view(view)),
+        inputs=(pair, pair, _axes_of_lists(index), _axes_of_view(view)),
         outputs="BGTJ",
-    )(q_BTHK, k_BSGK, lists, view)
+    )(attending, sought, lists, view)
 
 
 def build_shard(

@@ -124,9 +124,12 @@ class RunSettings:
                             f"T={length} is no multiple of index.{name}={getattr(index, name)}; "
                             f"T={-(-length // getattr(index, name)) * getattr(index, name)} would work"
                         )
-        if self.pretrained.source and self.model.route_width:
+        if self.pretrained.source and (
+            self.model.route_width or self.model.branch_gates
+        ):
             raise ValueError(
-                f"model.route_width={self.model.route_width}: a published checkpoint has no queries of an index; set it to 0"
+                f"model.route_width={self.model.route_width}, branch_gates={self.model.branch_gates}: a published checkpoint "
+                "has no queries of an index and no gates; set them to 0 and False"
             )
         if self.train.teach_weight and not self.model.taught_rows:
             raise ValueError(

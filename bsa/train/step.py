@@ -82,7 +82,7 @@ def make_train_step(
 
     The loss is the mean over the whole batch's weights, so that micro-batches give the same gradient as one batch. To what
     is minimised, not to the loss reported, `teach_weight` adds the layers' `selection_divergence`, a mean of each
-    micro-batch and layer.
+    micro-batch and layer. Noise on scores depends on the run's seed and on the step; micro-batches share it.
     Figures are float32 scalars: `loss` (nats a token), `bits_per_byte`, `gradient_norm`, `learning_rate`, and those of
     the attention layers.
 
@@ -96,9 +96,12 @@ def make_train_step(
 
     def train_step(state, batch):
         total = jnp.maximum(batch["weight_BT"].sum(), 1)
+        noise_key = None
+        if reading.model.score_noise:
+            noise_key = jax.random.fold_in(jax.random.key(run.seed), state.step)
 
         def share_of_loss(params, part):
-            nll_BT, _, figures = _forward(params, part, reading, mesh)
+            nll_BT, _, figures = _forward(params, part, reading, mesh, noise_key)
             nats = (nll_BT * part["weight_BT"]).sum() / total
             figures["loss"] = nats * run.train.accumulation_steps
             if run.train.teach_weight and "selection_divergence" in figures:
@@ -195,7 +198,7 @@ def _fresh_state(run):
     )
 
 
-def _decode(params, batch, run, mesh):
+def _decode(params, batch, run, mesh, noise_key=None):
     return decoder.apply(
         decoder.renamed(params, run.model.pattern),
         batch["token_BT"],
@@ -203,12 +206,13 @@ def _decode(params, batch, run, mesh):
         batch["position_BT"],
         run.model,
         meshes.place(run.mesh, mesh),
+        noise_key,
     )
 
 
-def _forward(params, batch, run, mesh):
+def _forward(params, batch, run, mesh, noise_key=None):
     """Losses, hits and the layers' figures averaged over layers."""
-    hidden_BTD, layers = _decode(params, batch, run, mesh)
+    hidden_BTD, layers = _decode(params, batch, run, mesh, noise_key)
     nll_BT, hit_BT = loss.cross_entropy(
         hidden_BTD,
         decoder.head(params),

@@ -50,7 +50,9 @@ CHAPTERS = bookmarks_only(
 )
 GRAPH = dataclasses.replace(
     bookmarks_only("n", route="graph", P=2, query_block=4, J=24),
+    G=4,
     score_weight=0.5,
+    mass_weight=0.75,
     route_width=6,
 )
 T = 1088

@@ -87,6 +87,11 @@ def test_exact_keys_cannot_stay_on_the_host():
         caches.empty(cases.CHAPTERS, dataclasses.replace(ROOM, store="host"), 1)
 
 
+def test_means_of_values_are_not_kept():
+    with pytest.raises(ValueError, match="branch_gates=True is for training and eval"):
+        caches.empty(dataclasses.replace(MODEL, branch_gates=True), ROOM, 1)
+
+
 def test_blocks_that_nobody_chooses_make_room():
     """A new block takes the slot of the one that was chosen longest ago, as a replay in Python has it.
 

@@ -71,6 +71,43 @@ def test_bias_is_the_score_of_open_blocks_and_its_gradient_stays_there():
     assert np.argwhere(moved_BT).tolist() == [[row, t]]
 
 
+def test_blocks_have_the_mass_that_their_scores_promise():
+    """With both weights 1; and their tokens share it as they would alone."""
+    index = dataclasses.replace(cases.BASE, R=1)
+    q_BTHK, k_BSGK, view = drawn(index)
+    q_BTGK = q_BTHK[:, :, ::2]
+    low_BT, high_BT = view.open_blocks
+    num_blocks, num_lists = T // index.C, T // index.query_block
+    id_BGQJ = jnp.tile(jnp.arange(num_blocks, dtype=jnp.int32), (B, G, num_lists, 1))
+    count_BGQ = jnp.full((B, G, num_lists), num_blocks, jnp.int32)
+    lists = selection.BlockSelection(
+        id_BGQJ, count_BGQ, None, index.query_block, index.C
+    )
+    other_BSGK = k_BSGK[..., ::-1]
+    bias_BGTN = learn.list_bias(
+        *(q_BTGK, other_BSGK, lists, (low_BT, high_BT), index),
+        scale=cases.SCALE,
+        weight=1.0,
+        attending=(q_BTGK, k_BSGK),
+        mass_weight=1.0,
+    )
+
+    def log_mass(k_BNGCK):
+        logit = np.einsum("BTGK,BNGCK->BGTNC", q_BTGK, k_BNGCK) * cases.SCALE
+        return np.log(np.exp(logit).sum(-1))
+
+    blocks, others = (
+        np.asarray(x).reshape(B, num_blocks, index.C, G, K).swapaxes(2, 3)
+        for x in (k_BSGK, other_BSGK)
+    )
+    promised = log_mass(np.broadcast_to(others.mean(3, keepdims=True), others.shape))
+    block_N = np.arange(num_blocks)
+    is_open = (block_N >= low_BT[..., None]) & (block_N < high_BT[..., None])
+    assert is_open.any()
+    expected = np.where(is_open[:, None], promised, log_mass(blocks))
+    np.testing.assert_allclose(log_mass(blocks) + bias_BGTN, expected, atol=1e-5)
+
+
 def test_scores_that_are_attention_diverge_from_it_by_nothing():
     """A point for each key and one head a group: scores are the logarithm of the mass. Fewer points err, and are taught."""
     q_BTHK, k_BSGK, view = drawn(cases.BASE)

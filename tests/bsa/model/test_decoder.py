@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bsa.model import attention, decoder, rope
+from bsa.model import attention, decoder, layers, rope
 from tests.bsa.model.cases import INDEX, MODEL
 
 T = 64
@@ -47,7 +48,9 @@ def one_document(batch=2):
 
 
 SHORTLIST = dataclasses.replace(INDEX, X=4, query_pool="heads")
+BIASED = {"score_weight": 0.5, "mass_weight": 0.75}
 CROWDED = dataclasses.replace(INDEX, J=8, A=4)
+NSA = dataclasses.replace(INDEX, digest="submeans", R=1, query_pool="heads")
 
 
 @pytest.mark.parametrize(
@@ -61,10 +64,14 @@ CROWDED = dataclasses.replace(INDEX, J=8, A=4)
         with_pattern("wb"),
         with_pattern("dcwb"),
         with_pattern("b", index=SHORTLIST),
-        with_pattern("b", index=CROWDED, score_weight=0.5, route_width=4),
+        with_pattern("b", index=CROWDED, G=4, route_width=4, **BIASED),
+        with_pattern("b", index=NSA, branch_gates=True),
         with_pattern("wb", remat="layer"),
     ],
-    ids=["d", "s", "w", "c", "b", "wb", "dcwb", "b-shortlist", "b-crowded", "wb-remat"],
+    ids=[
+        *("d", "s", "w", "c", "b", "wb", "dcwb"),
+        *("b-shortlist", "b-crowded", "b-gates", "wb-remat"),
+    ],
 )
 def test_no_token_sees_a_later_one(model):
     """Changing token t changes no logit before t, bit for bit, and does change the one at t."""
@@ -190,6 +197,46 @@ def test_teaching_reaches_the_index_and_nothing_else():
         assert (np.abs(leaf).max() > 0) == ("route" in jax.tree_util.keystr(at)), at
 
 
+def test_noise_is_where_a_key_is_given():
+    """The same for the same key, other for other keys; without one it is the program of a model without noise."""
+    plain = with_pattern("b")
+    model = dataclasses.replace(plain, score_noise=2.0)
+    tokens = jax.random.randint(jax.random.key(9), (2, T), 0, MODEL.V)
+
+    @jax.jit
+    def noisy(seed):
+        key = jax.random.key(seed)
+        _, figures = decoder.apply(
+            *(parameters(model), tokens, *one_document(), model), noise_key=key
+        )
+        return figures["0_b"]["selection"].block_id_BGQJ
+
+    once, again, other = (np.asarray(noisy(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(once, again)
+    assert (once != other).any((1, 2, 3, 4)).all()
+
+    def program(model):
+        args = parameters(plain), tokens, *one_document()
+        traced = jax.make_jaxpr(lambda *args: decoder.apply(*args, model))(*args)
+        return re.sub("0x[0-9a-f]+", "", str(traced))
+
+    assert program(model) == program(plain)
+
+
+def test_an_index_before_rope_gets_what_rope_turns():
+    model = with_pattern("b", route_before_rope=True)
+    x_BTD = jax.random.normal(jax.random.key(10), (2, T, model.D))
+    segments, positions = one_document()
+    layer = layers.Attention(model, 0, lambda heads, *_: (heads.q_BTHK, heads))
+    (_, heads), _ = layer.init_with_output(
+        *(jax.random.key(0), x_BTD, segments, positions)
+    )
+    for sought, used in zip(heads.sought, (heads.q_BTHK, heads.k_BSGK)):
+        assert not np.allclose(sought, used)
+        turned = rope.rotate(sought, positions, model.rope_theta, model.rope_scaling)
+        np.testing.assert_array_equal(turned, used)
+
+
 def test_rope_depends_on_distance_only():
     keys = jax.random.split(jax.random.key(6), 2)
     q, k = (jax.random.normal(key, (1, 1, 1, 8)) for key in keys)
@@ -214,6 +261,10 @@ def test_rope_depends_on_distance_only():
         ({"window_tokens": (16,)}, "one entry for each letter"),
         ({"window_tokens": (16, 6)}, "whole blocks"),
         ({"remat": "all"}, "remat='all'"),
+        ({"score_noise": 1.0, "index": SHORTLIST}, "choose at once"),
+        ({"route_before_rope": True, "index": SHORTLIST}, "reads attention's keys"),
+        ({"route_before_rope": True, "route_width": 4}, "have no positions"),
+        ({"mass_weight": 1.0}, "H=4, G=2: heads that share a list"),
     ],
 )
 def test_impossible_sizes_say_why(change, message):

@@ -118,7 +118,7 @@ for sizes in (
     {"data": 4, "fsdp": 2},
     {"data": 1, "context": 4, "tensor": 2, "capacity_blocks": 1},
 ):
-    run = this.tiny_run()
+    run = this.tiny_run(model={"score_noise": 1.0})
     run = this.dataclasses.replace(
         run,
         mesh=this.dataclasses.replace(run.mesh, **sizes),
@@ -142,7 +142,12 @@ def test_many_devices_take_the_step_of_one():
 def test_tiny_model_learns_a_batch():
     """And its scores to be near attention."""
     run = tiny_run(
-        model={"score_weight": 0.5, "taught_rows": 32, "route_width": 8},
+        model={
+            "score_weight": 0.5,
+            "score_noise": 0.5,
+            "taught_rows": 32,
+            "route_width": 8,
+        },
         index={"C": 4, "sink_tokens": 0, "J": 24},
         learning_rate=1e-2,
         teach_weight=1.0,
