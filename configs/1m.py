@@ -2,7 +2,8 @@
 
 Command: python -m bsa.main --config=configs/1m.py --workdir=runs/1m
 Hardware: one 80 GB GPU, or several that share a row: --config.mesh.context=-1 --config.mesh.data=1
-Expected: not run yet
+Expected: 1.1M tokens a second and 40 GB in the last stage on one H100 (2026-11-22, commit fc76eff, 20 steps by
+    experiments/train_1m.py); the whole run has not been made
 """
 
 from configs import base

@@ -52,7 +52,7 @@ def _covers(row, failed):
 
 def draw(records, device, path):
     """Rates and times over length; only what was measured."""
-    figure = Figure(figsize=(11, 8))
+    figure = Figure(figsize=(11, 8), layout="constrained")
     backend_agg.FigureCanvasAgg(figure)
     rates, times = figure.subplots(2, 2)
     for axes, of_pass in zip(rates, ("forward", "forward+backward")):

@@ -1,4 +1,8 @@
-"""Where a compiled step's time on a GPU goes: kernels of a trace summed by the part of the model that asked for them."""
+"""Where a compiled step's time on a GPU goes: kernels of a trace summed by the part of the model that asked for them.
+
+Computations that the compiler merges, since several layers have the same, keep only what their names share: with
+`model.mlp_tokens` most MLPs count as `other`.
+"""
 
 import collections
 import gzip

@@ -72,13 +72,34 @@ def pretrained() -> str:
     return "\n".join([*lines, "", origin])
 
 
+def train_1m() -> str:
+    """Speed and memory of `experiments.train_1m`, a row for each length and kind."""
+    result = record.read("train_1m")
+    lines = [
+        "| tokens | kind | attended tokens | tokens a second | peak memory, GB | loss, first to last step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(result["records"], key=lambda row: (row["kind"], row["tokens"])):
+        lines.append(
+            f"| {row['tokens']:,} | {row['kind']} | {row['attended_tokens']:,.0f} | {row['tokens_per_s']:,.0f} "
+            f"| {row['peak_bytes'] / 1e9:.1f} | {row['loss_first']:.2f} to {row['loss_last']:.2f} ({row['steps']} steps) |"
+        )
+    origin = f"`{result['command']}`, {result['date']}, commit {result['commit']}, {result['device']}"
+    return "\n".join([*lines, "", origin])
+
+
 def kernels() -> str:
     """What `experiments.bench_kernels` measured, as far as it has."""
     return bench_report.tables(record.read(bench_report.NAME))
 
 
 PRETRAINED_BUDGET = 832
-TABLES = {"small": small, "pretrained": pretrained, "kernels": kernels}
+TABLES = {
+    "small": small,
+    "train_1m": train_1m,
+    "pretrained": pretrained,
+    "kernels": kernels,
+}
 
 
 def filled(text: str) -> str:

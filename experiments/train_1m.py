@@ -16,6 +16,8 @@ import time
 
 import jax
 from absl import app, flags
+from matplotlib.backends import backend_agg
+from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from bsa.parallel import mesh as meshes
@@ -70,6 +72,7 @@ def measure(config, tokens: int, kind: str, steps: int) -> dict:
         "layers": run.model.L,
         "tokens": tokens,
         "kind": kind,
+        "steps": steps,
         "attended_tokens": statistics.mean(attended),
         "tokens_per_s": rate,
         "peak_bytes": memory.get("peak_bytes_in_use"),
@@ -110,6 +113,34 @@ def main(argv: list[str]) -> None:
                 row |= {f"ms_{part}": ms for part, ms in parts.items()}
             print(row, flush=True)
             record.merge("train_1m", provenance.provenance(), row, CELL)
+    draw(record.read("train_1m")["records"], record.RESULTS / "train_1m.png")
+
+
+def draw(rows: list[dict], path: pathlib.Path) -> None:
+    """Tokens a second over length, and a bar for each row that was traced: nanoseconds of a token by part."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    backend_agg.FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        mine = sorted(
+            (r["tokens"], r["tokens_per_s"]) for r in rows if r["kind"] == kind
+        )
+        left.plot(*zip(*mine), ".-", label=kind)
+    left.set(
+        xscale="log", yscale="log", xlabel="tokens of a row", ylabel="tokens a second"
+    )
+    left.legend()
+    traced = [row for row in rows if "ms_index" in row]
+    begin = [0.0] * len(traced)
+    for part in (*step_parts.PARTS, "other", "unnamed"):
+        width = [1e6 * row[f"ms_{part}"] / row["tokens"] for row in traced]
+        if any(width):
+            names = [f"{row['kind']}\n{row['tokens']:,}" for row in traced]
+            right.barh(names, width, left=begin, label=part)
+            begin = [x + y for x, y in zip(begin, width)]
+    right.set(xlabel="kernels' time of a token, ns")
+    right.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":
