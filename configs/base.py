@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.F = 704  # width of the SwiGLU MLP
     model.V = 256  # vocabulary: bytes
     model.L = 4  # layers; a multiple of the pattern's length
-    model.pattern = "wwwb"  # kinds of layers, repeated: d dense, s sliding (exact, no sinks), w window + sinks, c chunked, b bookmark
+    model.pattern = "wwwb"  # kinds of layers, repeated: d dense, s sliding (exact, no sinks), w window + sinks, c chunked, b bookmark, f follows the b before it: reads the same lists, has no index
     model.positions = "rrrn"  # per letter of the pattern: r RoPE, n none. Global layers without positions extrapolate
     model.window_tokens = (256, 256, 256, 256)  # per letter: tokens of the local window, in whole blocks (w and b), any number (s)
     model.chunk_tokens = 8192  # length of the chunks of c layers

@@ -56,6 +56,7 @@ def attend(
     position_BT,
     model: model_settings.ModelSettings,
     letter: int,
+    followed: selection.BlockSelection | None = None,
     *,
     context: Context,
 ):
@@ -66,8 +67,10 @@ def attend(
         segment_id_BT: None; a row is one document.
         position_BT: int32, places of the new tokens, which follow each other.
         letter: index into the pattern.
+        followed: lists of the new tokens in the bookmark layer that a layer of kind f follows.
     Returns:
-        out_BTHK, and the new memory with the `Reading` of a single token in a bookmark layer, else None.
+        out_BTHK, and a dict: the new `memory`, the `reading` of a single token in a bookmark layer, else None, and a
+        bookmark layer's lists as `attention.SAVED`.
     """
     q_BTHK, k_BSGK, v_BSGK, sought = heads
     shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
@@ -76,21 +79,12 @@ def attend(
     view = functools.partial(_view, model, letter)
     memory = context.memory
     if memory.pages is not None:
-        local_view = view(position_BT)
-        admitted = pages.admit(
-            memory.pages,
-            position_BT,
-            context.count_B,
-            local_view.low_BT[:, 0],
-            local_view.sink_blocks,
-            model.index.C,
-        )
-        memory = dataclasses.replace(memory, pages=admitted)
+        memory = _admit(memory, position_BT, context.count_B, view(position_BT))
     if memory.host is None:
         memory = _write(memory, k_BSGK, v_BSGK, position_BT, is_real_BT)
     if kind == "d":
         out_BTHK = dense.read(q_BTHK, memory, position_BT, model.K**-0.5)
-        return out_BTHK, (memory, None)
+        return out_BTHK, {"memory": memory, "reading": None}
 
     choice_BGTA, recent_BGTA = None, memory.recent_BGTA
     if kind == "b":
@@ -98,15 +92,23 @@ def attend(
             *sought, memory, context.count_B, position_BT, view, model
         )
     capacity = context.cache.capacity_tokens + context.cache.piece_tokens
-    lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
+    if kind == "f":
+        lists = followed
+    else:
+        lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
+    handed = {"memory": memory, "reading": None}
+    if kind == "b":
+        handed[attention.SAVED] = lists
     weigh = context.weigh and kind == "b"
     if not (weigh or model.score_weight) and kernel.can_read(
-        q_BTHK, memory, model.implementation
+        q_BTHK, memory, kind, model.implementation
     ):
         out_BTHK = kernel.read(
             *(q_BTHK, memory.k, memory.v, lists, position_BT[:, 0], model.K**-0.5)
         )
-        return out_BTHK, (memory, _reading(lists, choice_BGTA, None))
+        if kind == "b":
+            handed["reading"] = _reading(lists, choice_BGTA, None)
+        return out_BTHK, handed
     if memory.host is None:
         slot = _slots(memory, lists.block_id_BGQJ)
         take = jax.vmap(jax.vmap(blocks.take))
@@ -122,9 +124,9 @@ def attend(
         is_near=_is_near(model, letter),
         weigh=weigh,
     )
-    if kind != "b" or T > 1:
-        return out_BTHK, (memory, None)
-    return out_BTHK, (memory, _reading(lists, choice_BGTA, mass_BGJ))
+    if kind == "b" and T == 1:
+        handed["reading"] = _reading(lists, choice_BGTA, mass_BGJ)
+    return out_BTHK, handed
 
 
 def _reading(lists, choice_BGTA, mass_BGJ):
@@ -139,6 +141,13 @@ def _slots(memory, block_id):
     if memory.pages is None:
         return memory.k.slot(block_id)
     return pages.slots(memory.pages, block_id)
+
+
+def _admit(memory, place_BT, count_B, view):
+    """The memory with slots for the blocks that new tokens begin."""
+    low_B, C = view.low_BT[:, 0], view.key_block
+    kept = pages.admit(memory.pages, place_BT, count_B, low_B, view.sink_blocks, C)
+    return dataclasses.replace(memory, pages=kept)
 
 
 def _write(memory, k_BSGK, v_BSGK, place_BT, is_real_BT):

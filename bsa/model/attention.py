@@ -1,7 +1,9 @@
 """The kinds of attention layers, as functions of queries, keys, values and where documents lie. Called by `layers`.
 
 `d` reads everything before it through the library's dense attention; `s` (the last tokens, exactly), `w` (window in whole
-blocks, and sinks), `c` (chunks) and `b` (bookmarks) make a `BlockSelection` and read it through the block-sparse kernel.
+blocks, and sinks), `c` (chunks) and `b` (bookmarks) make a `BlockSelection` and read it through the block-sparse kernel. `f`
+follows: it reads what the bookmark layer before it selected, a head what the head of the same number did, and has no index
+(IndexCache, arXiv 2603.12201).
 """
 
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from bsa.index import learn, local, metrics
 from bsa.model import settings
 from bsa.parallel import attend as attend_lib
 from bsa.parallel import mesh, select
-from pallas_kernels import shapes
+from pallas_kernels import selection, shapes
 
 DENSE_QUERY_TOKENS = 1024
 """Queries of a dense layer that are scored at once, so that memory stays linear in tokens."""
@@ -46,6 +48,7 @@ def attend(
     position_BT,
     model: settings.ModelSettings,
     layer: int,
+    followed: selection.BlockSelection | None = None,
     placement: mesh.Placement = mesh.ALONE,
 ):
     """Runs the attention of one letter of the pattern.
@@ -54,6 +57,7 @@ def attend(
         segment_id_BT: int32, documents of the row; no attention crosses them.
         position_BT: int32, tokens since the document's beginning.
         layer: index into the pattern.
+        followed: lists of the bookmark layer that a layer of kind f follows; others make their own.
         placement: devices that the arrays are split over.
     Returns:
         out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
@@ -73,26 +77,19 @@ def attend(
         return out, {"attended_tokens": position_BT.mean(dtype=jnp.float32) + 1}
 
     rules = {"scale": scale, "implementation": model.implementation}
-    mask_mod = None
+    view, mask_mod = _view(position_BT, model, layer)
     if kind == "c":
-        view = local.chunk(position_BT, model.chunk_tokens, model.index.C)
         segment_id_BT = local.chunk_segments(position_BT, model.chunk_tokens)
-    elif kind == "s":
-        view, mask_mod = _sliding(position_BT, model.window_tokens[layer], model.index)
-    else:
-        view = local.window(
-            position_BT,
-            window_tokens=model.window_tokens[layer],
-            sink_tokens=model.index.sink_tokens,
-            key_block=model.index.C,
-        )
     if kind == "b":
         (count_BGM, scored_BGT), lists, refused_BGQ = select.choose(
             *sought, view, model.index, placement, **rules
         )
+    elif kind == "f":
+        lists = followed
     else:
         lists, _ = select.read_locally(view, model.index, model.G, placement)
-    lists = checkpoint_name(lists, SAVED)
+    if kind != "f":
+        lists = checkpoint_name(lists, SAVED)
     bias_BGTJ, learned = _learn(heads, lists, view, model, layer, placement)
     out_BTHK = attend_lib.block_sparse_attention(
         q_BTHK,
@@ -206,6 +203,21 @@ def _library_implementation(dtype, num_keys):
     takes = dtype in (jnp.bfloat16, jnp.float16) and num_keys % 2 == 0
     is_nvidia = jax.devices()[0].device_kind.startswith("NVIDIA")
     return "cudnn" if takes and is_nvidia else "xla"
+
+
+def _view(position_BT, model, layer):
+    """What tokens of one letter's layers read anyway, and the mask that cuts its blocks, or None."""
+    if model.pattern[layer] == "c":
+        return local.chunk(position_BT, model.chunk_tokens, model.index.C), None
+    if model.pattern[layer] == "s":
+        return _sliding(position_BT, model.window_tokens[layer], model.index)
+    view = local.window(
+        position_BT,
+        window_tokens=model.window_tokens[layer],
+        sink_tokens=model.index.sink_tokens,
+        key_block=model.index.C,
+    )
+    return view, None
 
 
 def _sliding(position_BT, window_tokens, index):

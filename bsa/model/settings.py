@@ -5,7 +5,7 @@ import dataclasses
 from bsa.index import settings as index_settings
 from bsa.model import rope
 
-KINDS = "dswcb"
+KINDS = "dswcbf"
 POSITIONS = "rn"
 REMATS = ("none", "layer", "dots", "offload")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -76,6 +76,16 @@ class ModelSettings:
             if w < 1 or (kind != "s" and w % self.index.C):
                 raise ValueError(
                     f"model: window_tokens={self.window_tokens} must be whole blocks of C={self.index.C} tokens"
+                )
+        for letter, kind in enumerate(self.pattern):
+            owner = self.pattern.rfind("b", 0, letter)
+            window_tokens = self.window_tokens[letter]
+            if kind == "f" and (
+                owner < 0 or self.window_tokens[owner] != window_tokens
+            ):
+                raise ValueError(
+                    f"model: pattern={self.pattern!r} with window_tokens={self.window_tokens}: f reads the lists of a b before "
+                    "it in the pattern, so both have the same window"
                 )
         if self.mlp_tokens < 0:
             raise ValueError(

@@ -15,10 +15,10 @@ INDEX = dataclasses.replace(
 )
 MIXED = dataclasses.replace(
     cases.MODEL,
-    L=5,
-    pattern="dscwb",
-    positions="rrrrn",
-    window_tokens=(16, 10, 16, 16, 16),
+    L=6,
+    pattern="dscwbf",
+    positions="rrrrnr",
+    window_tokens=(16, 10, 16, 16, 16, 16),
     chunk_tokens=50,
     index=INDEX,
 )

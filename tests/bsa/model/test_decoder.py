@@ -60,11 +60,15 @@ CROWDED = dataclasses.replace(INDEX, J=8, A=4)
         with_pattern("b"),
         with_pattern("wb"),
         with_pattern("dcwb"),
+        with_pattern("bfwf", remat="layer"),
         with_pattern("b", index=SHORTLIST),
         with_pattern("b", index=CROWDED, score_weight=0.5, route_width=4),
         with_pattern("wb", remat="layer"),
     ],
-    ids=["d", "s", "w", "c", "b", "wb", "dcwb", "b-shortlist", "b-crowded", "wb-remat"],
+    ids=[
+        *("d", "s", "w", "c", "b", "wb", "dcwb", "bfwf"),
+        *("b-shortlist", "b-crowded", "wb-remat"),
+    ],
 )
 def test_no_token_sees_a_later_one(model):
     """Changing token t changes no logit before t, bit for bit, and does change the one at t."""
@@ -101,18 +105,17 @@ def test_packed_documents_do_not_meet(pattern):
 def test_reading_every_block_is_dense():
     """A window, a chunk or a budget of choices as long as the text reads what dense attention reads."""
     everything = dataclasses.replace(INDEX, A=16, J=64)
-    dense = with_pattern("d")
+    dense = with_pattern("dd")
     tokens = jax.random.randint(jax.random.key(3), (2, T), 0, MODEL.V)
     expected = logits(parameters(dense), tokens, *one_document(), model=dense)
     for pattern, changes in {
-        "s": {"window_tokens": (T,)},
-        "w": {"window_tokens": (T,)},
-        "c": {"chunk_tokens": T},
-        "b": {"index": everything, "window_tokens": (8,)},
+        "ss": {"window_tokens": (T, T)},
+        "ww": {"window_tokens": (T, T)},
+        "cc": {"chunk_tokens": T},
+        "bf": {"index": everything, "window_tokens": (8, 8)},
     }.items():
         model = dataclasses.replace(dense, pattern=pattern, **changes)
-        params = jax.tree.map(lambda x: x, parameters(dense))
-        params["groups"] = {f"layer_0_{pattern}": params["groups"]["layer_0_d"]}
+        params = decoder.renamed(parameters(dense), pattern)
         found = logits(params, tokens, *one_document(), model=model)
         np.testing.assert_allclose(
             found, expected, rtol=1e-4, atol=1e-4, err_msg=pattern
@@ -155,7 +158,7 @@ def test_dense_attention_in_pieces_is_dense_attention(monkeypatch):
 
 
 def test_figures_count_what_is_read():
-    model = with_pattern("dcwb")
+    model = with_pattern("dcwbf")
     tokens = jnp.zeros((1, T), jnp.int32)
     _, figures = decoder.apply(parameters(model), tokens, *one_document(1), model)
     attended = {name: float(f["attended_tokens"].mean()) for name, f in figures.items()}
@@ -166,6 +169,7 @@ def test_figures_count_what_is_read():
     assert attended["0_d"] == (T + 1) / 2
     assert attended["1_c"] == (place % 20 + 1).mean()
     assert np.isclose(attended["2_w"], window.mean())
+    assert attended["3_b"] == attended["4_f"]
     assert (
         attended["2_w"]
         <= attended["3_b"]
@@ -210,6 +214,8 @@ def test_rope_depends_on_distance_only():
     [
         ({"H": 3}, "H=3 is no multiple of G=2"),
         ({"pattern": "wx"}, "letters other than"),
+        ({"pattern": "wf"}, "f reads the lists of a b before it"),
+        ({"pattern": "bf"}, "both have the same window"),
         ({"L": 5}, "L=5 is no multiple"),
         ({"window_tokens": (16,)}, "one entry for each letter"),
         ({"window_tokens": (16, 6)}, "whole blocks"),
