@@ -32,7 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.dtype = "bfloat16"  # of activations and matrix products; parameters are float32
     model.remat = "layer"  # what backward recomputes: "none", "layer" (all of a layer), "dots" (all but matrix products), "offload" (all; a layer's input waits in the host's memory)
     model.mlp_tokens = 0  # tokens of a row, on each of its devices, that the MLP takes at once; 0: all
-    model.route_width = 0  # width of queries and keys that only the index uses, learned by the two below; 0: it uses attention's
+    model.route_width = 0  # width of queries and keys that only the index uses, links too, learned by score_weight or taught_rows; 0: it uses attention's
+    model.route_taps = 0  # of those keys, a key and the ones before it in its block that a learned convolution mixes before they are digested; 0: none
     model.score_weight = 0.0  # times a chosen block's score is added to its logits, so that the loss teaches selection; 0: not at all
     model.taught_rows = 0  # tokens of a row whose dense attention is compared with their scores, see train.teach_weight
     model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"

@@ -72,7 +72,7 @@ def attend(
         out_BTHK, and a dict: the new `memory`, the `reading` of a single token in a bookmark layer, else None, and a
         bookmark layer's lists as `attention.SAVED`.
     """
-    q_BTHK, k_BSGK, v_BSGK, sought = heads
+    q_BTHK, k_BSGK, v_BSGK, sought, filter_CGK = heads
     shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
     T, kind = q_BTHK.shape[1], model.pattern[letter]
     is_real_BT = jnp.arange(T) < context.count_B[:, None]
@@ -87,6 +87,8 @@ def attend(
         return out_BTHK, {"memory": memory, "reading": None}
 
     choice_BGTA, recent_BGTA = None, memory.recent_BGTA
+    if filter_CGK is not None:
+        memory, sought = _mix(sought, filter_CGK, memory, context.count_B, position_BT)
     if kind == "b":
         memory, choice_BGTA = _choose(
             *sought, memory, context.count_B, position_BT, view, model
@@ -160,6 +162,17 @@ def _write(memory, k_BSGK, v_BSGK, place_BT, is_real_BT):
         k=blocks.write(memory.k, k_BSGK, slot_BGT, place_BT),
         v=blocks.write(memory.v, v_BSGK, slot_BGT, place_BT),
     )
+
+
+def _mix(sought, filter_CGK, memory, count_B, place_BT):
+    """The memory with the last of the index's keys, and queries and keys as the filter mixes these."""
+    (query_BTGK, key_BSGK), earlier_BSGK = sought, memory.earlier_BSGK
+    C = memory.index.open_BCGK.shape[1]
+    mixed_BSGK = learn.mix(key_BSGK, earlier_BSGK, place_BT, filter_CGK, C)
+    keys = jnp.concatenate([earlier_BSGK, key_BSGK], axis=1)
+    last_BSGK = read.slices(keys, count_B, earlier_BSGK.shape[1], axis=1)
+    memory = dataclasses.replace(memory, earlier_BSGK=last_BSGK)
+    return memory, (query_BTGK, mixed_BSGK)
 
 
 def _choose(q_BTHK, k_BSGK, memory, count_B, place_BT, view, model):

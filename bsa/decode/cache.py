@@ -28,6 +28,7 @@ class LayerCache:
         host: where the host has keys and values, else None.
         index: bookmarks, with a length for each row; None but in bookmark layers.
         recent_BGTA: int32, what the last tokens chose, the newest last; None but in bookmark layers.
+        earlier_BSGK: the index's keys of the last tokens, which later ones are mixed with; None where none are.
     """
 
     k: blocks.Blocks | None
@@ -35,6 +36,7 @@ class LayerCache:
     index: grow.GrowingIndex | None
     recent_BGTA: jax.Array | None
     pages: paging.Pages | None
+    earlier_BSGK: jax.Array | None
     host: hosts.HostBlocks | None = dataclasses.field(metadata={"static": True})
 
 
@@ -161,7 +163,7 @@ def _empty_layer(model, letter, cache, batch):
     )
     host = hosts.HostBlocks(shape, model.dtype) if on_host else None
     if kind != "b":
-        return LayerCache(k, v, None, None, None, host)
+        return LayerCache(k, v, None, None, None, None, host)
     grown = grow.empty(
         batch,
         model.G,
@@ -176,7 +178,12 @@ def _empty_layer(model, letter, cache, batch):
     if num_blocks < cache.capacity_tokens // index.C:
         all_blocks = cache.capacity_tokens // index.C
         pages = paging.empty(batch, model.G, all_blocks, num_blocks)
-    return LayerCache(k, v, grow.per_row(grown), recent_BGTA, pages, host)
+    earlier_BSGK = None
+    if model.route_taps:
+        shape = batch, model.route_taps - 1, model.G, model.route_width
+        earlier_BSGK = jnp.zeros(shape, model.dtype)
+    grown = grow.per_row(grown)
+    return LayerCache(k, v, grown, recent_BGTA, pages, earlier_BSGK, host)
 
 
 def _check_kept(model, cache):

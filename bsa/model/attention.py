@@ -34,12 +34,14 @@ class Heads(NamedTuple):
     Attributes:
         sought: queries and keys by which the index is built and searched: attention's own, or others with a query for
             each key/value head. Their logits are scaled as attention's are.
+        filter_CGK: how those keys are mixed first, see `learn.mix`; None: not at all.
     """
 
     q_BTHK: jax.Array
     k_BSGK: jax.Array
     v_BSGK: jax.Array
     sought: tuple[jax.Array, jax.Array]
+    filter_CGK: jax.Array | None = None
 
 
 def attend(
@@ -66,7 +68,9 @@ def attend(
     Raises:
         ValueError: selection is to be learned in rows that lie on several devices.
     """
-    q_BTHK, k_BSGK, v_BSGK, sought = heads
+    if heads.filter_CGK is not None:
+        heads = _mix(heads, model)
+    q_BTHK, k_BSGK, v_BSGK, sought, _ = heads
     kind, scale = model.pattern[layer], q_BTHK.shape[-1] ** -0.5
     if kind == "d":
         arrays = q_BTHK, k_BSGK, v_BSGK, segment_id_BT
@@ -116,6 +120,18 @@ def attend(
             SAVED: lists,
         }
     return out_BTHK, figures
+
+
+def _mix(heads, model):
+    """Heads whose index sees keys as the filter mixes them."""
+    query_BTGK, key_BSGK = heads.sought
+    B, S = key_BSGK.shape[:2]
+    earlier_BSGK = jnp.zeros_like(key_BSGK[:, : model.route_taps - 1])
+    place_BS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
+    key_BSGK = learn.mix(
+        key_BSGK, earlier_BSGK, place_BS, heads.filter_CGK, model.index.C
+    )
+    return heads._replace(sought=(query_BTGK, key_BSGK))
 
 
 def _learn(heads, lists, view, model, layer, placement):

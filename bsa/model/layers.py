@@ -63,10 +63,13 @@ class Attention(nn.Module):
             k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta, m.rope_scaling)
         self.sow("intermediates", "query", q_BTHK)
         self.sow("intermediates", "key", k_BSGK)
-        sought = q_BTHK, k_BSGK
+        sought, filter_CGK = (q_BTHK, k_BSGK), None
         if m.route_width and m.pattern[self.layer] == "b":
             sought = self._sought(jax.lax.stop_gradient(x_BTD))
-        heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, sought)
+            if m.route_taps:
+                sizes = m.route_taps, m.G, m.route_width
+                filter_CGK = self.param("route_filter_CGK", init, sizes)
+        heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, sought, filter_CGK)
         out_BTHK, figures = self.attend(
             heads, segment_id_BT, position_BT, m, self.layer, followed
         )

@@ -42,6 +42,7 @@ class ModelSettings:
     qkv_bias: bool = False
     tied: bool = True
     route_width: int = 0
+    route_taps: int = 0
     score_weight: float = 0.0
     taught_rows: int = 0
 
@@ -98,6 +99,13 @@ class ModelSettings:
         if self.taught_rows < 0 or self.route_width < 0:
             raise ValueError(
                 f"model: taught_rows={self.taught_rows} and route_width={self.route_width} cannot be negative; 0 is none"
+            )
+        if self.route_taps and not (
+            self.route_width and 2 <= self.route_taps <= self.index.C
+        ):
+            raise ValueError(
+                f"model: route_taps={self.route_taps} with route_width={self.route_width}: 2 to C={self.index.C} keys of the "
+                "index's own are mixed, or 0 are; set route_width"
             )
         if self.route_width and self.index.X:
             raise ValueError(

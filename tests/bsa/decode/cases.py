@@ -52,6 +52,7 @@ GRAPH = dataclasses.replace(
     bookmarks_only("n", route="graph", P=2, query_block=4, J=24),
     score_weight=0.5,
     route_width=6,
+    route_taps=3,
 )
 T = 1088
 """Tokens of a row."""

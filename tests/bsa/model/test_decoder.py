@@ -62,7 +62,7 @@ CROWDED = dataclasses.replace(INDEX, J=8, A=4)
         with_pattern("dcwb"),
         with_pattern("bfwf", remat="layer"),
         with_pattern("b", index=SHORTLIST),
-        with_pattern("b", index=CROWDED, score_weight=0.5, route_width=4),
+        with_pattern("b", index=CROWDED, score_weight=0.5, route_width=4, route_taps=3),
         with_pattern("wb", remat="layer"),
     ],
     ids=[
@@ -181,7 +181,7 @@ def test_teaching_reaches_the_index_and_nothing_else():
     """Where it has queries and keys of its own."""
     segments, positions = one_document()
     tokens = jax.random.randint(jax.random.key(7), (2, T), 0, MODEL.V)
-    model = with_pattern("b", taught_rows=16, route_width=4)
+    model = with_pattern("b", taught_rows=16, route_width=4, route_taps=2)
 
     @jax.jit
     @jax.grad
@@ -220,6 +220,8 @@ def test_rope_depends_on_distance_only():
         ({"window_tokens": (16,)}, "one entry for each letter"),
         ({"window_tokens": (16, 6)}, "whole blocks"),
         ({"remat": "all"}, "remat='all'"),
+        ({"route_taps": 2}, "set route_width"),
+        ({"route_taps": 5, "route_width": 4}, "2 to C=4 keys"),
     ],
 )
 def test_impossible_sizes_say_why(change, message):
