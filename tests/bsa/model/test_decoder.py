@@ -60,13 +60,13 @@ CROWDED = dataclasses.replace(INDEX, J=8, A=4)
         with_pattern("b"),
         with_pattern("wb"),
         with_pattern("dcwb"),
-        with_pattern("bfwf", remat="layer"),
+        with_pattern("bf", remat="layer"),
         with_pattern("b", index=SHORTLIST),
         with_pattern("b", index=CROWDED, score_weight=0.5, route_width=4, route_taps=3),
         with_pattern("wb", remat="layer"),
     ],
     ids=[
-        *("d", "s", "w", "c", "b", "wb", "dcwb", "bfwf"),
+        *("d", "s", "w", "c", "b", "wb", "dcwb", "bf"),
         *("b-shortlist", "b-crowded", "wb-remat"),
     ],
 )
