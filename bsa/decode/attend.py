@@ -56,7 +56,7 @@ def attend(
     position_BT,
     model: model_settings.ModelSettings,
     letter: int,
-    followed: selection.BlockSelection | None = None,
+    followed: attention.Followed | None = None,
     *,
     context: Context,
 ):
@@ -67,10 +67,10 @@ def attend(
         segment_id_BT: None; a row is one document.
         position_BT: int32, places of the new tokens, which follow each other.
         letter: index into the pattern.
-        followed: lists of the new tokens in the bookmark layer that a layer of kind f follows.
+        followed: of the bookmark layer before one of kind f, with the lists of the new tokens.
     Returns:
         out_BTHK, and a dict: the new `memory`, the `reading` of a single token in a bookmark layer, else None, and a
-        bookmark layer's lists as `attention.SAVED`.
+        bookmark layer's lists in an `attention.Followed`.
     """
     q_BTHK, k_BSGK, v_BSGK, sought, filter_CGK = heads
     shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
@@ -95,12 +95,12 @@ def attend(
         )
     capacity = context.cache.capacity_tokens + context.cache.piece_tokens
     if kind == "f":
-        lists = followed
+        lists = followed.lists
     else:
         lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
     handed = {"memory": memory, "reading": None}
     if kind == "b":
-        handed[attention.SAVED] = lists
+        handed[attention.FOLLOWED] = attention.Followed(lists, None)
     weigh = context.weigh and kind == "b"
     if not (weigh or model.score_weight) and kernel.can_read(
         q_BTHK, memory, kind, model.implementation

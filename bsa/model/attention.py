@@ -24,6 +24,9 @@ DENSE_QUERY_TOKENS = 1024
 DENSE_SPANS = 8
 """Parts of a row, each of which reads keys up to its own end: 7/16 of the masked work is left out."""
 
+FOLLOWED = "followed"
+"""What a bookmark layer hands on to those that follow it, `Followed`."""
+
 SAVED = "selection"
 """Name under which lists are kept for backward, so that rematerialised layers do not route twice."""
 
@@ -44,13 +47,25 @@ class Heads(NamedTuple):
     filter_CGK: jax.Array | None = None
 
 
+class Followed(NamedTuple):
+    """What layers of kind f have of the bookmark layer before them.
+
+    Attributes:
+        lists: they read what it selected.
+        sought: queries and keys of its index, which their attention teaches too; None in decoding.
+    """
+
+    lists: selection.BlockSelection
+    sought: tuple[jax.Array, jax.Array] | None
+
+
 def attend(
     heads: Heads,
     segment_id_BT,
     position_BT,
     model: settings.ModelSettings,
     layer: int,
-    followed: selection.BlockSelection | None = None,
+    followed: Followed | None = None,
     placement: mesh.Placement = mesh.ALONE,
 ):
     """Runs the attention of one letter of the pattern.
@@ -59,12 +74,13 @@ def attend(
         segment_id_BT: int32, documents of the row; no attention crosses them.
         position_BT: int32, tokens since the document's beginning.
         layer: index into the pattern.
-        followed: lists of the bookmark layer that a layer of kind f follows; others make their own.
+        followed: of the bookmark layer before one of kind f; others make lists of their own.
         placement: devices that the arrays are split over.
     Returns:
         out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
         `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`, `selection_entropy`,
-        `unread_bookmarks` and the lists as `selection`, and if rows are taught, `selection_divergence`.
+        `unread_bookmarks`, the lists as `selection`, and `followed`; if rows are taught, for them and those that follow
+        `selection_divergence`.
     Raises:
         ValueError: selection is to be learned in rows that lie on several devices.
     """
@@ -89,7 +105,8 @@ def attend(
             *sought, view, model.index, placement, **rules
         )
     elif kind == "f":
-        lists = followed
+        lists, sought = followed
+        heads = heads._replace(sought=sought)
     else:
         lists, _ = select.read_locally(view, model.index, model.G, placement)
     if kind != "f":
@@ -109,15 +126,17 @@ def attend(
     figures = {
         "attended_tokens": _attended_tokens(layer, lists, view, position_BT, model)
     }
+    figures |= learned
     if kind == "b":
         entropy, unread = metrics.bookmark_use(count_BGM, view)
-        figures |= learned | {
+        figures |= {
             "scored_nodes": scored_BGT.mean(1, dtype=jnp.float32),
             "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * model.index.C,
             "refused_choices": refused_BGQ.mean(dtype=jnp.float32),
             "selection_entropy": entropy,
             "unread_bookmarks": unread,
             SAVED: lists,
+            FOLLOWED: Followed(lists, sought),
         }
     return out_BTHK, figures
 
@@ -137,9 +156,9 @@ def _mix(heads, model):
 def _learn(heads, lists, view, model, layer, placement):
     """By what selection is learned: the bias of chosen blocks, and how far scores are from where attention would fall."""
     bias_BGTJ, figures, scale = None, {}, heads.q_BTHK.shape[-1] ** -0.5
-    if model.pattern[layer] != "b":
+    if model.pattern[layer] not in "bf":
         return bias_BGTJ, figures
-    if model.score_weight:
+    if model.score_weight and model.pattern[layer] == "b":
         bias_BGTJ = select.bias(
             *(*heads.sought, lists, view, model.index, placement),
             scale=scale,

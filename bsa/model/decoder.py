@@ -59,7 +59,7 @@ class Group(nn.Module):
                 self.model, i, attend, self.placement, name=f"layer_{name}"
             )(x_BTD, segment_id_BT, position_BT, followed if kind == "f" else None)
             x_BTD = self.placement.constrain(x_BTD, "BTD")
-            followed = figures[name].get(attention.SAVED, followed)
+            followed = figures[name].pop(attention.FOLLOWED, followed)
         return x_BTD, figures
 
 
@@ -145,7 +145,7 @@ def apply_layers(params, token_BT, position_BT, model: settings.ModelSettings, a
             {"params": own}, x_BTD, None, position_BT, followed
         )
         handed.append(more)
-        followed = more.get(attention.SAVED, followed)
+        followed = more.pop(attention.FOLLOWED, followed)
     norm = layers.Norm(model.norm_eps)
     return norm.apply({"params": params["final_norm"]}, x_BTD), handed
 

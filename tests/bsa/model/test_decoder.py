@@ -178,16 +178,16 @@ def test_figures_count_what_is_read():
 
 
 def test_teaching_reaches_the_index_and_nothing_else():
-    """Where it has queries and keys of its own."""
+    """Where it has queries and keys of its own; a layer that follows teaches the index that it reads by."""
     segments, positions = one_document()
     tokens = jax.random.randint(jax.random.key(7), (2, T), 0, MODEL.V)
-    model = with_pattern("b", taught_rows=16, route_width=4, route_taps=2)
+    model = with_pattern("bf", taught_rows=16, route_width=4, route_taps=2)
 
     @jax.jit
     @jax.grad
     def gradient(params):
         _, figures = decoder.apply(params, tokens, segments, positions, model)
-        return figures["0_b"]["selection_divergence"].sum()
+        return figures["1_f"]["selection_divergence"].sum()
 
     leaves = jax.tree_util.tree_leaves_with_path(gradient(parameters(model)))
     for at, leaf in leaves:
