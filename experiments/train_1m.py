@@ -9,6 +9,7 @@ a row says in milliseconds of one step where the time goes.
 
 import json
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
@@ -33,8 +34,8 @@ CELL = ("device", "tokens", "kind")
 
 
 def measure(config, tokens: int, kind: str, steps: int) -> dict:
-    """One row: a fresh model trained on rows of `tokens`, all of them in the last stage."""
-    config.data.update(T=tokens, curriculum=())
+    """One row: a fresh model trained on rows of `tokens` without passkeys, all of them in the last stage."""
+    config.data.update(T=tokens, curriculum=(), passkey_share=0.0)
     config.evaluation.passkey_tokens = (tokens,)
     config.train.warmup_steps = 5
     if kind != "bookmark":
@@ -46,10 +47,11 @@ def measure(config, tokens: int, kind: str, steps: int) -> dict:
     state, batch = step.initial_state(run, mesh), next(batches)
     batch = meshes.global_batch(mesh, batch)
     train_step = step.make_train_step(run, mesh).lower(state, batch).compile()
-    losses = []
+    losses, attended = [], []
     for number in range(steps):
         state, figures = train_step(state, batch)
         losses.append(float(figures["loss"]))  # waits for the step
+        attended.append(float(figures["attended_tokens"]))
         if number == 1:
             began = time.monotonic()
         if number + 1 < steps:
@@ -68,7 +70,7 @@ def measure(config, tokens: int, kind: str, steps: int) -> dict:
         "layers": run.model.L,
         "tokens": tokens,
         "kind": kind,
-        "attended_tokens": float(figures["attended_tokens"]),
+        "attended_tokens": statistics.mean(attended),
         "tokens_per_s": rate,
         "peak_bytes": memory.get("peak_bytes_in_use"),
         "loss_first": losses[0],

@@ -77,7 +77,7 @@ def run(plan, operands, readers, interpret):
     num_tiles = readers.first_piece_BGN.shape[-1] - 1
     shape = (plan.B, plan.G, num_pieces, plan.tiles.keys, plan.K)
 
-    def body(*refs):
+    def attend_dkv(*refs):
         inputs, readers = tree.unflatten(refs[: len(arrays)])
         dk_ref, dv_ref, shared, barriers = refs[len(arrays) :]
         place = _locate(plan, readers, num_pieces, num_tiles)
@@ -99,7 +99,7 @@ def run(plan, operands, readers, interpret):
             _produce(plan, inputs, place, table_FE, shared, barriers)
 
     kernel = plgpu.kernel(
-        body,
+        attend_dkv,
         out_type=[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2,
         scratch_types=(_shared_types(plan), _barrier_types(plan)),
         grid=(plan.B * plan.G * num_pieces,),

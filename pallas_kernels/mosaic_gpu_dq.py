@@ -39,13 +39,13 @@ def run(plan, operands, interpret):
         shape = (plan.B, plan.G, plan.Q, plan.J, num_rows)
         out_type.append(jax.ShapeDtypeStruct(shape, jnp.float32))
 
-    def body(*refs):
+    def attend_dq(*refs):
         inputs = tree.unflatten(refs[: len(arrays)])
         *out_refs, shared, barriers = refs[len(arrays) :]
         _run_thread(plan, inputs, out_refs, shared, barriers)
 
     kernel = plgpu.kernel(
-        body,
+        attend_dq,
         out_type=out_type,
         scratch_types=(
             mosaic_gpu_gather.shared_types(plan, backward=True),

@@ -36,12 +36,12 @@ def run(plan, operands, interpret):
     """
     arrays, tree = jax.tree.flatten(operands)
 
-    def body(*refs):
+    def attend_forward(*refs):
         inputs = tree.unflatten(refs[: len(arrays)])
         _run_thread(plan, inputs, *refs[len(arrays) :])
 
     kernel = plgpu.kernel(
-        body,
+        attend_forward,
         out_type=(
             jax.ShapeDtypeStruct(
                 (plan.B, plan.Q * plan.query_block, plan.H, plan.K), plan.dtype

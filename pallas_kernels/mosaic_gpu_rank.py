@@ -85,7 +85,7 @@ def run(plan, inputs, interpret):
     """Ids and scores, both as float32, [B, G, num, T]."""
     arrays, tree = jax.tree.flatten(inputs)
 
-    def body(*refs):
+    def search_nodes(*refs):
         _run_thread(plan, tree.unflatten(refs[: len(arrays)]), *refs[len(arrays) :])
 
     out = jax.ShapeDtypeStruct((plan.B, plan.G, plan.num, plan.T), jnp.float32)
@@ -114,7 +114,7 @@ def run(plan, inputs, interpret):
         tiles=plgpu.Barrier(num_arrivals=list_copies),
     )
     kernel = plgpu.kernel(
-        body,
+        search_nodes,
         out_type=(out, out),
         scratch_types=(shared, barriers),
         grid=(plan.B * plan.G * plan.T // TOKENS,),

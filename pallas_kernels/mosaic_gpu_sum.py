@@ -32,7 +32,7 @@ def sum_pieces(x, first_piece_BGN, scale, dtype, interpret):
     rows = min(keys, PROGRAM_ELEMENTS // K)
     layout = plgpu.Layout.WG_STRIDED((rows, K), vec_size=4)
 
-    def body(x_ref, first_piece_ref, out_ref):
+    def attend_sum(x_ref, first_piece_ref, out_ref):
         rest, part = mosaic_gpu_plan.divide(lax.axis_index("program"), keys // rows)
         rest, n = mosaic_gpu_plan.divide(rest, num_tiles)
         b, g = mosaic_gpu_plan.divide(rest, G)
@@ -51,7 +51,7 @@ def sum_pieces(x, first_piece_BGN, scale, dtype, interpret):
         out_ref.at[b, g, pl.ds(n * keys + part * rows, rows)][...] = total
 
     kernel = plgpu.kernel(
-        body,
+        attend_sum,
         out_type=jax.ShapeDtypeStruct((B, G, num_tiles * keys, K), dtype),
         grid=(math.prod((B, G, num_tiles, keys // rows)),),
         grid_names=("program",),

@@ -19,7 +19,12 @@ def count_batch(token_bytes):
 
 
 def score(q_HK, point_MRK, log_count_MR, index: settings.IndexSettings):
-    """`digest.score`, of each token where spans differ in length; NaN for one of none."""
+    """`digest.score`, of each token where spans differ in length; NaN for one of none.
+
+    A store in bfloat16 is compared in bfloat16, chapters and queries too, so that a kernel finds the same.
+    """
+    if index.store == "bfloat16":
+        q_HK, point_MRK = map(precision.to_bfloat16, (q_HK, point_MRK))
     score_HM = digest.score(index.digest, q_HK, point_MRK, log_count_MR)
     if index.span_blocks == 1:
         return score_HM

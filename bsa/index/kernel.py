@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from bsa.index import build, judge, precision, settings
-from pallas_kernels import mosaic_gpu_search, shapes
+from pallas_kernels import dispatch, mosaic_gpu_search, shapes
 
 
 def can_search(
@@ -15,15 +15,17 @@ def can_search(
     """Whether the kernel is asked for, and there is one: mixtures of single blocks, one query a group, no links, no exact
     step, no budget.
 
-    "auto" doesn't ask for it: it has not run on a card.
+    "auto" asks for it where bfloat16 is what the store is compared in anyway.
     """
+    if implementation == "auto" and index.store == "bfloat16":
+        implementation = dispatch.resolve("auto")
     if implementation != "mosaic_gpu" or q_BTHK.shape[1] == 1:
         return False
     if index.query_pool != "mean" or index.X or index.route == "graph":
         return False
     if index.digest in ("minmax", "meanvar") or judge.has_budget(index):
         return False
-    if index.store != "float32" or max(index.span_blocks, index.volume_chapters) > 1:
+    if index.store == "int8" or max(index.span_blocks, index.volume_chapters) > 1:
         return False
     if max(index.A, index.beam) > mosaic_gpu_search.MAX_RANKS:
         return False

@@ -19,9 +19,13 @@ def pack(point, store: str):
         level = jnp.round(point / jnp.maximum(scale, 1e-30)[..., None])
         return level.astype(jnp.int8), scale
     if store == "bfloat16":
-        # A conversion there and back XLA may leave out; this rounding it may not.
-        point = lax.reduce_precision(point, exponent_bits=8, mantissa_bits=7)
+        point = to_bfloat16(point)
     return point.astype(store), None
+
+
+def to_bfloat16(x):
+    """Float32 numbers rounded to what bfloat16 holds. A conversion there and back XLA may leave out; this it may not."""
+    return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
 def unpack(point, log_count, scale=None):

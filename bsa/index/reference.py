@@ -81,12 +81,20 @@ def choose(
 
     def by_digest(level, node):
         digest = bookmarks["levels"][level][node]
+        compared_HK = q_HK
+        if index.store == "bfloat16":
+            compared_HK, point_RK = (
+                reference_digest.keep(x, index.store) for x in (q_HK, digest[0])
+            )
+            digest = point_RK, digest[1]
         tokens = reference_digest.tokens(index.digest, digest[1])
         if index.span_blocks == 1:
             tokens = 1
         elif not tokens:
             return [-np.inf for _ in q_HK]
-        scores = (reference_digest.score(index.digest, q_K, *digest) for q_K in q_HK)
+        scores = (
+            reference_digest.score(index.digest, q_K, *digest) for q_K in compared_HK
+        )
         return [score - np.log(tokens) for score in scores]
 
     def by_keys(_, block):
