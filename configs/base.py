@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.F = 704  # width of the SwiGLU MLP
     model.V = 256  # vocabulary: bytes
     model.L = 4  # layers; a multiple of the pattern's length
-    model.pattern = "wwwb"  # kinds of layers, repeated: d dense, s sliding (exact, no sinks), w window + sinks, c chunked, b bookmark
+    model.pattern = "wwwb"  # kinds of layers, repeated: d dense, s sliding (exact, no sinks), w window + sinks, c chunked, b bookmark, f follows the b before it: reads the same lists, has no index
     model.positions = "rrrn"  # per letter of the pattern: r RoPE, n none. Global layers without positions extrapolate
     model.window_tokens = (256, 256, 256, 256)  # per letter: tokens of the local window, in whole blocks (w and b), any number (s)
     model.chunk_tokens = 8192  # length of the chunks of c layers
@@ -32,7 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.dtype = "bfloat16"  # of activations and matrix products; parameters are float32
     model.remat = "layer"  # what backward recomputes: "none", "layer" (all of a layer), "dots" (all but matrix products), "offload" (all; a layer's input waits in the host's memory)
     model.mlp_tokens = 0  # tokens of a row, on each of its devices, that the MLP takes at once; 0: all
-    model.route_width = 0  # width of queries and keys that only the index uses, learned by the two below; 0: it uses attention's
+    model.route_width = 0  # width of queries and keys that only the index uses, links too, learned by score_weight or taught_rows; 0: it uses attention's
+    model.route_taps = 0  # of those keys, a key and the ones before it in its block that a learned convolution mixes before they are digested; 0: none
     model.route_before_rope = False  # whether the index compares queries and keys as they are before RoPE turns them
     model.score_weight = 0.0  # times a chosen block's score is added to its logits, so that the loss teaches selection; 0: not at all
     model.mass_weight = 0.0  # times the log of a chosen block's own mean mass is taken off them; 1 with score_weight=1: blocks share attention by scores, tokens within a block (Landmark); H = G

@@ -1,4 +1,4 @@
-"""What digests and routes find on real queries and keys: mass caught, recall of the flat route, share scored.
+"""What digests and routes find on real queries and keys: mass caught, recall of the flat route, share scored and proven.
 
 Command: python -m experiments.index_recall --keys=PATH.npz [--choices=8] [--beam=8] [--window=64]
     PATH.npz holds q_THK and k_TGK of one layer of any model, query heads in the order of their groups, T a multiple of
@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
-from bsa.index import build, local, metrics, route
+from bsa.index import build, certificate, local, metrics, route
 from bsa.index import settings as index_settings
 from bsa.model import decoder
 from bsa.parallel import mesh as meshes
@@ -33,7 +33,13 @@ from configs import base
 from experiments import record
 
 SAMPLED_TOKENS = 256
-COLUMNS = ("mass_caught", "oracle_mass", "recall_of_flat", "share_scored")
+COLUMNS = (
+    "mass_caught",
+    "oracle_mass",
+    "recall_of_flat",
+    "share_scored",
+    "share_proven",
+)
 
 
 def main() -> None:
@@ -108,7 +114,11 @@ def measure(q_THK, k_TGK, flags) -> list[dict]:
     @functools.partial(jax.jit, static_argnames="index")
     def choose(index):
         bookmarks = build.build_index(k_BSGK, index)
-        return route.search(q_BTHK, k_BSGK, bookmarks, view, index, scale=scale)
+        found = route.search(q_BTHK, k_BSGK, bookmarks, view, index, scale=scale)
+        proven_BGT = certificate.prove(
+            q_BTHK[:, token_id_T], bookmarks, (low_BT, high_BT), index, scale=scale
+        )
+        return *found, metrics.share_proven(proven_BGT, low_BT, high_BT)
 
     rows, flat = [], {}
     for digest, (name, similarity) in itertools.product(
@@ -125,7 +135,7 @@ def measure(q_THK, k_TGK, flags) -> list[dict]:
             hops=1,
             **links,
         )
-        choice_BGTA, scored_BGT = choose(index=index)
+        choice_BGTA, scored_BGT, proven = choose(index=index)
         flat.setdefault(digest, choice_BGTA)
         caught, oracle, open_share = metrics.mass_caught(
             mass_BGTN, choice_BGTA[:, :, token_id_T], low_BT, high_BT
@@ -143,6 +153,7 @@ def measure(q_THK, k_TGK, flags) -> list[dict]:
                 "open_share": float(open_share),
                 "recall_of_flat": float(metrics.recall(choice_BGTA, flat[digest])),
                 "share_scored": float(metrics.share_scored(scored_BGT, view)),
+                "share_proven": float(proven),
             }
         )
     return rows

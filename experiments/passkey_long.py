@@ -24,6 +24,7 @@ import numpy as np
 from bsa.decode import cache as caches
 from bsa.decode import generate, step
 from bsa.decode import settings as decode_settings
+from bsa.model import decoder
 from bsa.parallel import mesh as meshes
 from bsa.tasks import passkey, sources, split
 from bsa.train import loop, provenance, settings
@@ -46,12 +47,8 @@ def load(workdir):
 
 def without_choices(params, model):
     """The same parameters in a model that has window layers in place of bookmark layers."""
-    groups = {
-        f"layer_{i}_{kind.replace('b', 'w')}": params["groups"][f"layer_{i}_{kind}"]
-        for i, kind in enumerate(model.pattern)
-    }
-    pattern = model.pattern.replace("b", "w")
-    return params | {"groups": groups}, dataclasses.replace(model, pattern=pattern)
+    pattern = model.pattern.replace("b", "w").replace("f", "w")
+    return decoder.renamed(params, pattern), dataclasses.replace(model, pattern=pattern)
 
 
 def documents(run, tokens, depth, samples):

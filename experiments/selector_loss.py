@@ -11,6 +11,7 @@ one token in one layer, all heads, vectors in two bytes each:
 - attention: what a kernel computes and copies, the union of a query block's lists, whatever single tokens read of it.
 - router: every node that is scored, and the keys of the shortlist. A query block reads what a flat route scores once;
   nodes and shortlists that tokens reach by ways of their own are counted for each token, as if none were shared.
+- Where several layers share what one of them chose, the router's costs are shared among them, too.
 - Building the index is left out: it is linear in tokens and the same for all queries.
 """
 
@@ -73,10 +74,14 @@ def _cases():
         "points2-16-exact64": SMALL | {"R": 2, "X": 64},
         "points2-16-exact96": SMALL | {"R": 2, "X": 96},
     }
+    cases |= dict.fromkeys(SHARED, cases["open16-points4-pooled"])
     for sizes in (SMALL, MIDDLE, LARGE):
         cases |= _digests(sizes)
     return cases
 
+
+SHARED = {f"open16-points4-pooled-shared{n}": "b" + "f" * (n - 1) for n in (2, 3, 5)}
+"""Kinds of layers of cases in which not every layer has an index."""
 
 CASES = _cases()
 
@@ -99,7 +104,8 @@ def main() -> None:
             cell = {"text": text, "case": case}
             if any(cell.items() <= row.items() for row in rows):
                 continue
-            swap = swapped.Swap("b", index=tuple(CASES[case].items()))
+            layers = SHARED.get(case, "b")
+            swap = swapped.Swap(layers, index=tuple(CASES[case].items()))
             rows.append(cell | measure(model, token_T, swap))
             rows[-1] |= {name: origin[name] for name in ("commit", "device")}
             record.write("selector_loss", origin, rows)
@@ -130,9 +136,10 @@ def costs(model: model_settings.ModelSettings, found: dict) -> dict:
     scored = found["scored_nodes"] * index.R
     shortlist = min(index.X, found["scored_nodes"]) * index.C
     shared = index.query_block if index.route == "flat" else 1
+    routing = model.pattern.count("b") / len(model.pattern)
     return {
-        "router_flops": 2 * model.K * queries * (scored + shortlist),
-        "router_bytes": vector * (scored / shared + shortlist),
+        "router_flops": routing * 2 * model.K * queries * (scored + shortlist),
+        "router_bytes": routing * vector * (scored / shared + shortlist),
         "attention_flops": 4 * model.K * model.H * found["union_tokens"],
         "attention_bytes": 2 * vector * found["union_tokens"] / index.query_block,
     }

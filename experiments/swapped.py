@@ -130,6 +130,8 @@ def _figures(layer, position_BT, model, letter):
     """Of one letter's layers, in the second half of the positions."""
     half = position_BT.shape[1] // 2
     kind, index = model.pattern[letter], model.index
+    if kind == "f":
+        return {}
     if kind == "b":
         lists = layer["selection"]
         attended_LBT = jax.lax.map(

@@ -56,6 +56,7 @@ def attend(
     position_BT,
     model: model_settings.ModelSettings,
     letter: int,
+    followed: attention.Followed | None = None,
     *,
     context: Context,
 ):
@@ -66,8 +67,10 @@ def attend(
         segment_id_BT: None; a row is one document.
         position_BT: int32, places of the new tokens, which follow each other.
         letter: index into the pattern.
+        followed: of the bookmark layer before one of kind f, with the lists of the new tokens.
     Returns:
-        out_BTHK, and the new memory with the `Reading` of a single token in a bookmark layer, else None.
+        out_BTHK, and a dict: the new `memory`, the `reading` of a single token in a bookmark layer, else None, and a
+        bookmark layer's lists in an `attention.Followed`.
     """
     q_BTHK, k_BSGK, v_BSGK, sought = heads[:4]
     shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
@@ -76,44 +79,42 @@ def attend(
     view = functools.partial(_view, model, letter)
     memory = context.memory
     if memory.pages is not None:
-        local_view = view(position_BT)
-        admitted = pages.admit(
-            memory.pages,
-            position_BT,
-            context.count_B,
-            local_view.low_BT[:, 0],
-            local_view.sink_blocks,
-            model.index.C,
-        )
-        memory = dataclasses.replace(memory, pages=admitted)
+        memory = _admit(memory, position_BT, context.count_B, view(position_BT))
     if memory.host is None:
         memory = _write(memory, k_BSGK, v_BSGK, position_BT, is_real_BT)
     if kind == "d":
         out_BTHK = dense.read(q_BTHK, memory, position_BT, model.K**-0.5)
-        return out_BTHK, (memory, None)
+        return out_BTHK, {"memory": memory, "reading": None}
 
     choice_BGTA, recent_BGTA = None, memory.recent_BGTA
+    if heads.filter_CGK is not None:
+        memory, sought = _mix(
+            sought, heads.filter_CGK, memory, context.count_B, position_BT
+        )
     if kind == "b":
         memory, choice_BGTA = _choose(
             *sought, memory, context.count_B, position_BT, view, model
         )
     capacity = context.cache.capacity_tokens + context.cache.piece_tokens
-    lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
+    if kind == "f":
+        lists = followed.lists
+    else:
+        lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
+    handed = {"memory": memory, "reading": None}
+    if kind == "b":
+        handed[attention.FOLLOWED] = attention.Followed(lists, None)
     weigh = context.weigh and kind == "b"
     if not (weigh or model.is_biased) and kernel.can_read(
-        q_BTHK, memory, model.implementation
+        q_BTHK, memory, kind, model.implementation
     ):
         out_BTHK = kernel.read(
             *(q_BTHK, memory.k, memory.v, lists, position_BT[:, 0], model.K**-0.5)
         )
-        return out_BTHK, (memory, _reading(lists, choice_BGTA, None))
-    if memory.host is None:
-        slot = _slots(memory, lists.block_id_BGQJ)
-        take = jax.vmap(jax.vmap(blocks.take))
-        taken = take(memory.k, slot), take(memory.v, slot)
-    else:
-        new = (k_BSGK, v_BSGK, position_BT, is_real_BT)
-        taken = memory.host.exchange(*new, lists.block_id_BGQJ)
+        if kind == "b":
+            handed["reading"] = _reading(lists, choice_BGTA, None)
+        return out_BTHK, handed
+    new = (k_BSGK, v_BSGK, position_BT, is_real_BT)
+    taken = _take(memory, new, lists.block_id_BGQJ)
     bias_BGQTJ = None
     if kind == "b" and model.is_biased:
         queries = sought[0], q_BTHK
@@ -125,9 +126,9 @@ def attend(
         is_near=_is_near(model, letter),
         weigh=weigh,
     )
-    if kind != "b" or T > 1:
-        return out_BTHK, (memory, None)
-    return out_BTHK, (memory, _reading(lists, choice_BGTA, mass_BGJ))
+    if kind == "b" and T == 1:
+        handed["reading"] = _reading(lists, choice_BGTA, mass_BGJ)
+    return out_BTHK, handed
 
 
 def _reading(lists, choice_BGTA, mass_BGJ):
@@ -144,6 +145,21 @@ def _slots(memory, block_id):
     return pages.slots(memory.pages, block_id)
 
 
+def _take(memory, new, block_id_BGQJ):
+    """Keys and values of listed blocks, gathered; from the host together with the `new` ones that it gets."""
+    if memory.host is not None:
+        return memory.host.exchange(*new, block_id_BGQJ)
+    slot, take = _slots(memory, block_id_BGQJ), jax.vmap(jax.vmap(blocks.take))
+    return take(memory.k, slot), take(memory.v, slot)
+
+
+def _admit(memory, place_BT, count_B, view):
+    """The memory with slots for the blocks that new tokens begin."""
+    low_B, C = view.low_BT[:, 0], view.key_block
+    kept = pages.admit(memory.pages, place_BT, count_B, low_B, view.sink_blocks, C)
+    return dataclasses.replace(memory, pages=kept)
+
+
 def _write(memory, k_BSGK, v_BSGK, place_BT, is_real_BT):
     """The memory with new keys and values."""
     (B, T), G, C = place_BT.shape, k_BSGK.shape[2], memory.k.value_BGNCK.shape[3]
@@ -154,6 +170,17 @@ def _write(memory, k_BSGK, v_BSGK, place_BT, is_real_BT):
         k=blocks.write(memory.k, k_BSGK, slot_BGT, place_BT),
         v=blocks.write(memory.v, v_BSGK, slot_BGT, place_BT),
     )
+
+
+def _mix(sought, filter_CGK, memory, count_B, place_BT):
+    """The memory with the last of the index's keys, and queries and keys as the filter mixes these."""
+    (query_BTGK, key_BSGK), earlier_BSGK = sought, memory.earlier_BSGK
+    C = memory.index.open_BCGK.shape[1]
+    mixed_BSGK = learn.mix(key_BSGK, earlier_BSGK, place_BT, filter_CGK, C)
+    keys = jnp.concatenate([earlier_BSGK, key_BSGK], axis=1)
+    last_BSGK = read.slices(keys, count_B, earlier_BSGK.shape[1], axis=1)
+    memory = dataclasses.replace(memory, earlier_BSGK=last_BSGK)
+    return memory, (query_BTGK, mixed_BSGK)
 
 
 def _choose(q_BTHK, k_BSGK, memory, count_B, place_BT, view, model):

@@ -1,7 +1,7 @@
 """What decoding remembers of a text: `Cache`, a pytree that goes into each step and comes out of it.
 
-Window and chunked layers keep the sinks and a ring of the last blocks, dense and bookmark layers every block; bookmark
-layers also their index and the choices that later tokens may still read. Memory is linear in tokens; `bytes_per_token`
+Window and chunked layers keep the sinks and a ring of the last blocks, dense and bookmark layers, and those that follow
+one, every block; bookmark layers also their index and the choices that later tokens may still read. Memory is linear in tokens; `bytes_per_token`
 says how much.
 """
 
@@ -28,6 +28,7 @@ class LayerCache:
         host: where the host has keys and values, else None.
         index: bookmarks, with a length for each row; None but in bookmark layers.
         recent_BGTA: int32, what the last tokens chose, the newest last; None but in bookmark layers.
+        earlier_BSGK: the index's keys of the last tokens, which later ones are mixed with; None where none are.
     """
 
     k: blocks.Blocks | None
@@ -35,6 +36,7 @@ class LayerCache:
     index: grow.GrowingIndex | None
     recent_BGTA: jax.Array | None
     pages: paging.Pages | None
+    earlier_BSGK: jax.Array | None
     host: hosts.HostBlocks | None = dataclasses.field(metadata={"static": True})
 
 
@@ -159,13 +161,14 @@ def _empty_layer(model, letter, cache, batch):
     elif kind == "b" and cache.kept_tokens:
         num_blocks = min(cache.kept_tokens // index.C, num_blocks)
     shape = (batch, model.G, num_blocks, index.C, model.K)
-    on_host = cache.store == "host" and kind == "b"
+    on_host = cache.store == "host" and kind in "bf"
     k, v = (
         None if on_host else blocks.empty(shape, model.dtype, cache.store, sink_blocks)
         for _ in range(2)
     )
+    host = hosts.HostBlocks(shape, model.dtype) if on_host else None
     if kind != "b":
-        return LayerCache(k, v, None, None, None, None)
+        return LayerCache(k, v, None, None, None, None, host)
     grown = grow.empty(
         batch,
         model.G,
@@ -180,8 +183,12 @@ def _empty_layer(model, letter, cache, batch):
     if num_blocks < cache.capacity_tokens // index.C:
         all_blocks = cache.capacity_tokens // index.C
         pages = paging.empty(batch, model.G, all_blocks, num_blocks)
-    kept = hosts.HostBlocks(shape, model.dtype) if on_host else None
-    return LayerCache(k, v, grow.per_row(grown), recent_BGTA, pages, kept)
+    earlier_BSGK = None
+    if model.route_taps:
+        shape = batch, model.route_taps - 1, model.G, model.route_width
+        earlier_BSGK = jnp.zeros(shape, model.dtype)
+    grown = grow.per_row(grown)
+    return LayerCache(k, v, grown, recent_BGTA, pages, earlier_BSGK, host)
 
 
 def _check_kept(model, cache):
@@ -193,6 +200,10 @@ def _check_kept(model, cache):
     if cache.kept_tokens and cache.kept_tokens < least:
         raise ValueError(
             f"decode: kept_tokens={cache.kept_tokens}; sinks, window, open pages and two pieces take {least}"
+        )
+    if cache.kept_tokens and "f" in model.pattern:
+        raise ValueError(
+            f"decode: kept_tokens={cache.kept_tokens} with pattern {model.pattern!r}: f layers keep all blocks; set it to 0"
         )
     if cache.kept_tokens and cache.store == "host":
         raise ValueError("decode: store='host' keeps all blocks; set kept_tokens to 0")

@@ -15,17 +15,17 @@ from pallas_kernels import (
 )
 
 
-def can_read(q_BTHK, memory: caches.LayerCache, implementation: str) -> bool:
+def can_read(q_BTHK, memory: caches.LayerCache, kind: str, implementation: str) -> bool:
     """Whether the kernel is wanted, and reads this memory: every block of the text, unquantised, at its own place.
 
     Args:
+        kind: of layer; only bookmark layers and those that follow them keep all blocks and have lists.
         implementation: as in `dispatch.block_sparse_attention`.
     """
     T, K = q_BTHK.shape[1], q_BTHK.shape[-1]
     if dispatch.resolve(implementation) != "mosaic_gpu" or T > 1:
         return False
-    # Only bookmark layers have an index, and of layers with lists only they keep all blocks.
-    if memory.index is None or memory.pages is not None or memory.host is not None:
+    if kind not in "bf" or memory.pages is not None or memory.host is not None:
         return False
     value = memory.k.value_BGNCK
     return (

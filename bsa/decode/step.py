@@ -110,7 +110,6 @@ def _advance(params, token_BT, count_B, cache, model, weigh=False):
     hidden_BTD, handed = decoder.apply_layers(
         params, token_BT, position_BT, model, attends
     )
-    layers, readings = zip(*handed)
     last_B = jnp.maximum(count_B - 1, 0)
     hidden_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
     logits_BV = jnp.einsum(
@@ -119,5 +118,6 @@ def _advance(params, token_BT, count_B, cache, model, weigh=False):
         decoder.head(params).astype(hidden_BD.dtype),
         preferred_element_type=jnp.float32,
     )
+    layers = tuple(layer["memory"] for layer in handed)
     cache = caches.Cache(layers, cache.length_B + count_B, cache.room)
-    return logits_BV, list(readings), cache
+    return logits_BV, [layer["reading"] for layer in handed], cache

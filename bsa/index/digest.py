@@ -93,14 +93,20 @@ def score(digest: str, q_HK, point_MRK, log_count_MR):
         q_HK: float32 queries, times the attention's scale.
     """
     shapes.check(q_HK=q_HK, point_MRK=point_MRK, log_count_MR=log_count_MR)
+    if digest in ("minmax", "meanvar"):
+        logit_HM = lift(digest, q_HK) @ point_MRK.reshape(point_MRK.shape[0], -1).T
+        return logit_HM + log_count_MR[:, 0]
+    logit_HRM = jnp.einsum("hk,rmk->hrm", q_HK, point_MRK.swapaxes(0, 1))
+    return _log_sum(jnp.unstack(logit_HRM + log_count_MR.T, axis=1))
+
+
+def lift(digest: str, q_HK):
+    """What is multiplied with the vectors of a digest: one by one if it is a mixture, else end to end, R x K numbers."""
     if digest == "minmax":
-        feature_HRK = jnp.stack([jnp.maximum(q_HK, 0), jnp.minimum(q_HK, 0)], axis=1)
-    elif digest == "meanvar":
-        feature_HRK = jnp.stack([q_HK, 0.5 * jnp.square(q_HK)], axis=1)
-    else:
-        logit_HRM = jnp.einsum("hk,rmk->hrm", q_HK, point_MRK.swapaxes(0, 1))
-        return _log_sum(jnp.unstack(logit_HRM + log_count_MR.T, axis=1))
-    return jnp.einsum("hrk,mrk->hm", feature_HRK, point_MRK) + log_count_MR[:, 0]
+        return jnp.concatenate([jnp.maximum(q_HK, 0), jnp.minimum(q_HK, 0)], axis=1)
+    if digest == "meanvar":
+        return jnp.concatenate([q_HK, 0.5 * jnp.square(q_HK)], axis=1)
+    return q_HK
 
 
 def _log_sum(logits):

@@ -2,7 +2,8 @@
 
 Choosing blocks has no gradient. Two ways around it: the score of a chosen block joins its logits, or takes the place of
 their mass, so the loss reaches it (`block_bias`, in decoding too); or scores are taught where attention would fall if it
-read everything (`divergence`).
+read everything (`divergence`). What is learned are the queries and keys, and how keys that stand together are mixed before
+they are digested (`mix`).
 """
 
 import jax
@@ -197,6 +198,28 @@ def divergence(
     chooses_BT = high_BT - low_BT > 1
     num_rows = jnp.maximum(chooses_BT.sum() * k_BSGK.shape[2], 1)
     return (gap_BGT * chooses_BT[:, None]).sum() / num_rows
+
+
+def mix(k_BSGK, earlier_BSGK, place_BS, filter_CGK, key_block: int):
+    """Keys to which a short convolution adds what the few before them say: digests of these are learned summaries.
+
+    It ends where the block begins, so that a bookmark is still of its own tokens alone (FlashMoBA, arXiv 2511.11571,
+    has a convolution of keys that crosses blocks).
+
+    Args:
+        earlier_BSGK: keys of the C - 1 tokens before these; what stands for tokens before the row means nothing.
+        place_BS: int32, places of the tokens in the row.
+        filter_CGK: C weights a channel, that of the key itself first.
+    """
+    taps, num = filter_CGK.shape[0], k_BSGK.shape[1]
+    keys = jnp.concatenate([earlier_BSGK, k_BSGK], axis=1)
+    total = jnp.zeros_like(k_BSGK)
+    for back, weight_GK in enumerate(filter_CGK.astype(k_BSGK.dtype)):
+        begin = taps - 1 - back
+        is_inside_BS = place_BS % key_block >= back
+        said = weight_GK * keys[:, begin : begin + num]
+        total += jnp.where(is_inside_BS[..., None, None], said, 0)
+    return k_BSGK + jax.nn.silu(total)
 
 
 def _by_groups(q_BTHK, k_BSGK, scale):

@@ -97,6 +97,15 @@ def share_scored(scored_BGT, view: local.LocalView):
     return scored_BGT.sum(dtype=jnp.float32) / jnp.maximum(num_open, 1)
 
 
+def share_proven(proven_BGT, low_BT, high_BT):
+    """Share of the tokens with a choice whose choice is proven to be the flat route's (`certificate.prove`); 1 if none has one."""
+    shapes.check(proven_BGT=proven_BGT, low_BT=low_BT)
+    chooses_BT = high_BT > low_BT
+    num = chooses_BT.sum() * proven_BGT.shape[1]
+    proven = (proven_BGT & chooses_BT[:, None]).sum() / jnp.maximum(num, 1)
+    return jnp.where(num > 0, proven, 1)
+
+
 def neighbour_overlap(choice_BGTA):
     """Blocks that two tokens in a row both chose, per block that either chose; the mean over pairs that chose any."""
     shapes.check(choice_BGTA=choice_BGTA)

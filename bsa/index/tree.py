@@ -43,8 +43,7 @@ def search(
     """
     ranges, shared = [(low, high)], volume
     for _ in sizes[1:]:
-        low = -(-low // (group * shared)) * shared
-        high = high // (group * shared) * shared
+        low, high = taking_part(low, high, group, shared)
         ranges.append((low, high))
         shared = 1
     low, high = ranges.pop()
@@ -65,6 +64,12 @@ def search(
         score_X = rate(level, jnp.clip(id_X, 0, sizes[level] - 1), is_open)
         id_X = best(score_X, id_X, beam if level else num)
     return id_X, scored
+
+
+def taking_part(low, high, group: int, volume: int):
+    """The first chapter that takes part in a search of members [low, high), and the one after the last."""
+    size = group * volume
+    return -(-low // size) * volume, high // size * volume
 
 
 def best(score_X, id_X, num: int):

@@ -1,7 +1,9 @@
 """The kinds of attention layers, as functions of queries, keys, values and where documents lie. Called by `layers`.
 
 `d` reads everything before it through the library's dense attention; `s` (the last tokens, exactly), `w` (window in whole
-blocks, and sinks), `c` (chunks) and `b` (bookmarks) make a `BlockSelection` and read it through the block-sparse kernel.
+blocks, and sinks), `c` (chunks) and `b` (bookmarks) make a `BlockSelection` and read it through the block-sparse kernel. `f`
+follows: it reads what the bookmark layer before it selected, a head what the head of the same number did, and has no index
+(IndexCache, arXiv 2603.12201).
 """
 
 from typing import NamedTuple
@@ -11,16 +13,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bsa.index import learn, local, metrics, unite
-from bsa.model import settings
+from bsa.model import dense, settings
 from bsa.parallel import attend as attend_lib
 from bsa.parallel import mesh, select
-from pallas_kernels import shapes
+from pallas_kernels import selection
 
-DENSE_QUERY_TOKENS = 1024
-"""Queries of a dense layer that are scored at once, so that memory stays linear in tokens."""
-
-DENSE_SPANS = 8
-"""Parts of a row, each of which reads keys up to its own end: 7/16 of the masked work is left out."""
+FOLLOWED = "followed"
+"""What a bookmark layer hands on to those that follow it, `Followed`."""
 
 SAVED = "selection"
 """Name under which lists are kept for backward, so that rematerialised layers do not route twice."""
@@ -35,6 +34,7 @@ class Heads(NamedTuple):
         gates: three gate_BTH in [0, 1], of the means of blocks, the chosen blocks and the local view, each read by a
             softmax of its own; None: one softmax over what is chosen and the local view.
         noise: on scores, as `route.search_blocks` wants it; None: there is none.
+        filter_CGK: how those keys are mixed first, see `learn.mix`; None: not at all.
     """
 
     q_BTHK: jax.Array
@@ -43,6 +43,19 @@ class Heads(NamedTuple):
     sought: tuple[jax.Array, jax.Array]
     gates: tuple[jax.Array, jax.Array, jax.Array] | None = None
     noise: tuple[jax.Array, float] | None = None
+    filter_CGK: jax.Array | None = None
+
+
+class Followed(NamedTuple):
+    """What layers of kind f have of the bookmark layer before them.
+
+    Attributes:
+        lists: they read what it selected.
+        sought: queries and keys of its index, which their attention teaches too; None in decoding.
+    """
+
+    lists: selection.BlockSelection
+    sought: tuple[jax.Array, jax.Array] | None
 
 
 def attend(
@@ -51,6 +64,7 @@ def attend(
     position_BT,
     model: settings.ModelSettings,
     layer: int,
+    followed: Followed | None = None,
     placement: mesh.Placement = mesh.ALONE,
 ):
     """Runs the attention of one letter of the pattern.
@@ -59,20 +73,23 @@ def attend(
         segment_id_BT: int32, documents of the row; no attention crosses them.
         position_BT: int32, tokens since the document's beginning.
         layer: index into the pattern.
+        followed: of the bookmark layer before one of kind f; others make lists of their own.
         placement: devices that the arrays are split over.
     Returns:
         out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
         `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`, `selection_entropy`,
-        `unread_bookmarks` and the lists as `selection`, and if rows are taught, `selection_divergence`.
+        `unread_bookmarks`, the lists as `selection`, and `followed`; if rows are taught, for them and those that follow
+        `selection_divergence`.
     Raises:
         ValueError: selection is to be learned, or branches are to be joined, in rows that lie on several devices.
     """
-    q_BTHK, k_BSGK, v_BSGK = heads[:3]
-    kind, scale = model.pattern[layer], q_BTHK.shape[-1] ** -0.5
+    if heads.filter_CGK is not None:
+        heads = _mix(heads, model)
+    kind, scale = model.pattern[layer], heads.q_BTHK.shape[-1] ** -0.5
     if kind == "d":
-        arrays = q_BTHK, k_BSGK, v_BSGK, segment_id_BT
+        arrays = *heads[:3], segment_id_BT
         if placement.context == 1:
-            out = dense(*arrays, scale)
+            out = dense.attend(*arrays, scale)
         else:
             out = attend_lib.dense(*arrays, placement, scale=scale)
         return out, {"attended_tokens": position_BT.mean(dtype=jnp.float32) + 1}
@@ -80,19 +97,21 @@ def attend(
     rules = {"scale": scale, "implementation": model.implementation}
     view, segment_id_BT, mask_mod = _view(position_BT, segment_id_BT, model, layer)
     if kind == "b":
+        where = view, model.index, placement
         (count_BGM, scored_BGT), lists, refused_BGQ = select.choose(
-            *(*heads.sought, view, model.index, placement),
-            noise=heads.noise,
-            **rules,
+            *heads.sought, *where, noise=heads.noise, **rules
         )
+    elif kind == "f":
+        lists = followed.lists
+        heads = heads._replace(sought=followed.sought)
     else:
         lists, _ = select.read_locally(view, model.index, model.G, placement)
-    lists = checkpoint_name(lists, SAVED)
+    lists = lists if kind == "f" else checkpoint_name(lists, SAVED)
     bias_BGTJ, learned = _learn(heads, lists, view, model, layer, placement)
 
     def read(lists, bias_BGTJ=None):
         return attend_lib.block_sparse_attention(
-            *(q_BTHK, k_BSGK, v_BSGK, lists, segment_id_BT, placement),
+            *(*heads[:3], lists, segment_id_BT, placement),
             bias_BGTJ=bias_BGTJ,
             mask_mod=mask_mod,
             **rules,
@@ -104,22 +123,26 @@ def attend(
         nearby, _ = select.read_locally(view, model.index, model.G, placement)
         means_BTHK = _read_means(heads, segment_id_BT, view, placement)
         chosen_BTHK = read(unite.without(lists, nearby), bias_BGTJ)
-        branches = means_BTHK, chosen_BTHK, read(nearby)
-        out_BTHK = sum(gate[..., None] * x for gate, x in zip(heads.gates, branches))
-    figures = {
-        "attended_tokens": _attended_tokens(layer, lists, view, position_BT, model)
-    }
+        out_BTHK = _join(heads.gates, means_BTHK, chosen_BTHK, read(nearby))
+    attended = _attended_tokens(layer, lists, view, position_BT, model)
+    figures = {"attended_tokens": attended} | learned
     if kind == "b":
         entropy, unread = metrics.bookmark_use(count_BGM, view)
-        figures |= learned | {
+        figures |= {
             "scored_nodes": scored_BGT.mean(1, dtype=jnp.float32),
             "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * model.index.C,
             "refused_choices": refused_BGQ.mean(dtype=jnp.float32),
             "selection_entropy": entropy,
             "unread_bookmarks": unread,
             SAVED: lists,
+            FOLLOWED: Followed(lists, heads.sought),
         }
     return out_BTHK, figures
+
+
+def _join(gates, *branches):
+    """Each head's sum of branches, as far as its gates let them through."""
+    return sum(gate_BTH[..., None] * out for gate_BTH, out in zip(gates, branches))
 
 
 def _view(position_BT, segment_id_BT, model, layer):
@@ -152,7 +175,7 @@ def _read_means(heads, segment_id_BT, view, placement):
         B, _, G, K = x_BSGK.shape
         return x_BSGK.reshape(B, -1, view.key_block, G, K).mean(2)
 
-    out_BTHK = dense(
+    out_BTHK = dense.attend(
         *(q_BTHK, means(k_BSGK), means(v_BSGK), segment_id_BT),
         q_BTHK.shape[-1] ** -0.5,
         key_tokens=view.key_block,
@@ -161,12 +184,24 @@ def _read_means(heads, segment_id_BT, view, placement):
     return jnp.where(has_any_BT[..., None, None], out_BTHK, 0)
 
 
+def _mix(heads, model):
+    """Heads whose index sees keys as the filter mixes them."""
+    query_BTGK, key_BSGK = heads.sought
+    B, S = key_BSGK.shape[:2]
+    earlier_BSGK = jnp.zeros_like(key_BSGK[:, : model.route_taps - 1])
+    place_BS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
+    key_BSGK = learn.mix(
+        key_BSGK, earlier_BSGK, place_BS, heads.filter_CGK, model.index.C
+    )
+    return heads._replace(sought=(query_BTGK, key_BSGK))
+
+
 def _learn(heads, lists, view, model, layer, placement):
     """By what selection is learned: the bias of chosen blocks, and how far scores are from where attention would fall."""
     bias_BGTJ, figures, scale = None, {}, heads.q_BTHK.shape[-1] ** -0.5
-    if model.pattern[layer] != "b":
+    if model.pattern[layer] not in "bf":
         return bias_BGTJ, figures
-    if model.is_biased:
+    if model.is_biased and model.pattern[layer] == "b":
         attending = heads.q_BTHK, heads.k_BSGK
         bias_BGTJ = select.bias(
             *(attending, heads.sought, lists, view, model.index, placement),
@@ -189,66 +224,6 @@ def _learn(heads, lists, view, model, layer, placement):
             num_rows=min(model.taught_rows, heads.q_BTHK.shape[1]),
         )
     return bias_BGTJ, figures
-
-
-@jax.named_scope("dense")
-def dense(q_BTHK, k_BSGK, v_BSGK, segment_id_BT, scale: float, *, key_tokens: int = 1):
-    """Causal attention to every earlier token of the same document, a piece of the queries at a time.
-
-    Args:
-        key_tokens: that each key stands for; it is read from the last of them on, and only if all are of one document.
-    Returns:
-        out_BTHK; means nothing for a token that may read no key.
-    """
-    T = shapes.check(q_BTHK=q_BTHK, segment_id_BT=segment_id_BT)["T"]
-    shapes.check(k_BSGK=k_BSGK, v_BSGK=v_BSGK)
-    first_BS, last_BS = (segment_id_BT[:, at::key_tokens] for at in (0, key_tokens - 1))
-    segment_id_BS = jnp.where(first_BS == last_BS, last_BS, -1)
-    piece = min(DENSE_QUERY_TOKENS, T)
-    span = -(-T // (piece * DENSE_SPANS)) * piece
-    outs = []
-    for begin in range(0, T, span):
-        end = min(begin + span, T)
-        seen = max(end // key_tokens, 1)
-        rows = q_BTHK[:, begin:end], segment_id_BT[:, begin:end]
-        keys = k_BSGK[:, :seen], v_BSGK[:, :seen], segment_id_BS[:, :seen]
-        outs.append(_dense_span(rows, keys, begin, piece, scale, key_tokens))
-    return jnp.concatenate(outs, axis=1)
-
-
-def _dense_span(rows, keys, begin, piece, scale, key_tokens):
-    """The same for T tokens from `begin` on."""
-    (q_BTHK, segment_id_BT), (k_BSGK, v_BSGK, segment_id_BS) = rows, keys
-    (B, T), S = q_BTHK.shape[:2], k_BSGK.shape[1]
-    pad = -T % piece
-    implementation = _library_implementation(q_BTHK.dtype, S)
-
-    def pieces(x):
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, -1, piece, *x.shape[2:]), 1, 0)
-
-    @jax.checkpoint
-    def of_piece(arguments):
-        q, segment_id, place = arguments
-        sees = place[:, :, None] >= (jnp.arange(S) + 1) * key_tokens - 1
-        sees &= segment_id[:, :, None] == segment_id_BS[:, None]
-        return jax.nn.dot_product_attention(
-            *(q, k_BSGK, v_BSGK),
-            mask=sees[:, None],
-            scale=scale,
-            implementation=implementation,
-        )
-
-    place_BT = jnp.broadcast_to(jnp.arange(begin, begin + T), (B, T))
-    out = jax.lax.map(of_piece, jax.tree.map(pieces, (q_BTHK, segment_id_BT, place_BT)))
-    return jnp.moveaxis(out, 0, 1).reshape(B, T + pad, *q_BTHK.shape[2:])[:, :T]
-
-
-def _library_implementation(dtype, num_keys):
-    """cuDNN's kernel where it takes such keys, since XLA's writes every logit; else XLA's."""
-    takes = dtype in (jnp.bfloat16, jnp.float16) and num_keys % 2 == 0
-    is_nvidia = jax.devices()[0].device_kind.startswith("NVIDIA")
-    return "cudnn" if takes and is_nvidia else "xla"
 
 
 def _sliding(position_BT, window_tokens, index):

@@ -52,13 +52,14 @@ class Group(nn.Module):
         if self.model.remat != "none":
             layer = nn.remat(layer, policy=_saved(self.model.remat), prevent_cse=False)
         attend = functools.partial(attention.attend, placement=self.placement)
-        figures = {}
+        figures, followed = {}, None
         for i, kind in enumerate(self.model.pattern):
             name = f"{i}_{kind}"
             x_BTD, figures[name] = layer(
                 self.model, i, attend, self.placement, name=f"layer_{name}"
-            )(x_BTD, segment_id_BT, position_BT)
+            )(x_BTD, segment_id_BT, position_BT, followed if kind == "f" else None)
             x_BTD = self.placement.constrain(x_BTD, "BTD")
+            followed = figures[name].pop(attention.FOLLOWED, followed)
         return x_BTD, figures
 
 
@@ -132,21 +133,22 @@ def apply_layers(params, token_BT, position_BT, model: settings.ModelSettings, a
 
     Args:
         attends: for each of the L layers a function with the signature of `attention.attend`, for those who keep keys
-            and values; it gets no segments, and what it returns beside its output is handed on.
+            and values; it gets no segments, and the dict that it returns beside its output is handed on.
     Returns:
         hidden_BTD, and a list of what the layers' attention handed on.
     """
     shapes.check(token_BT=token_BT, position_BT=position_BT)
     x_BTD = params["embedding_VD"][token_BT].astype(model.dtype)
-    handed = []
+    handed, followed = [], None
     for layer, attend in enumerate(attends):
         repetition, letter = divmod(layer, len(model.pattern))
         stacked = params["groups"][f"layer_{letter}_{model.pattern[letter]}"]
         own = jax.tree.map(lambda x, i=repetition: x[i], stacked)
         x_BTD, more = layers.Layer(model, letter, attend).apply(
-            {"params": own}, x_BTD, None, position_BT
+            {"params": own}, x_BTD, None, position_BT, followed
         )
         handed.append(more)
+        followed = more.pop(attention.FOLLOWED, followed)
     norm = layers.Norm(model.norm_eps)
     return norm.apply({"params": params["final_norm"]}, x_BTD), handed
 

@@ -38,7 +38,7 @@ class Attention(nn.Module):
     attend: Callable = attention.attend
 
     @nn.compact
-    def __call__(self, x_BTD, segment_id_BT, position_BT):
+    def __call__(self, x_BTD, segment_id_BT, position_BT, followed=None):
         m = self.model
         init = nn.initializers.normal(INITIAL_STD)
         q_BTHK = _project(
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         if m.pattern[self.layer] == "b":
             heads = self._with_choosing(heads, unturned, x_BTD)
         out_BTHK, figures = self.attend(
-            heads, segment_id_BT, position_BT, m, self.layer
+            heads, segment_id_BT, position_BT, m, self.layer, followed
         )
         out_init = nn.initializers.normal(INITIAL_STD / (2 * m.L) ** 0.5)
         out_HKD = self.param("out_HKD", out_init, (m.H, m.K, m.D))
@@ -81,6 +81,11 @@ class Attention(nn.Module):
             heads = heads._replace(sought=unturned)
         if m.route_width:
             heads = heads._replace(sought=self._sought(jax.lax.stop_gradient(x_BTD)))
+        if m.route_taps:
+            sizes = m.route_taps, m.G, m.route_width
+            init = nn.initializers.normal(INITIAL_STD)
+            filter_CGK = self.param("route_filter_CGK", init, sizes)
+            heads = heads._replace(filter_CGK=filter_CGK)
         if m.branch_gates:
             heads = heads._replace(gates=self._gates(x_BTD))
         if m.score_noise and self.has_rng("noise"):
@@ -150,12 +155,12 @@ class Layer(nn.Module):
     placement: mesh.Placement = mesh.ALONE
 
     @nn.compact
-    def __call__(self, x_BTD, segment_id_BT, position_BT):
+    def __call__(self, x_BTD, segment_id_BT, position_BT, followed=None):
         m = self.model
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
         normed = Norm(m.norm_eps, name="attention_norm")(x_BTD)
         out, figures = Attention(m, self.layer, self.attend, name="attention")(
-            normed, segment_id_BT, position_BT
+            normed, segment_id_BT, position_BT, followed
         )
         x_BTD += out
         normed = Norm(m.norm_eps, name="mlp_norm")(x_BTD)

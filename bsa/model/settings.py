@@ -5,7 +5,7 @@ import dataclasses
 from bsa.index import settings as index_settings
 from bsa.model import rope
 
-KINDS = "dswcb"
+KINDS = "dswcbf"
 POSITIONS = "rn"
 REMATS = ("none", "layer", "dots", "offload")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -43,6 +43,7 @@ class ModelSettings:
     tied: bool = True
     route_width: int = 0
     route_before_rope: bool = False
+    route_taps: int = 0
     score_weight: float = 0.0
     mass_weight: float = 0.0
     score_noise: float = 0.0
@@ -81,6 +82,16 @@ class ModelSettings:
                 raise ValueError(
                     f"model: window_tokens={self.window_tokens} must be whole blocks of C={self.index.C} tokens"
                 )
+        for letter, kind in enumerate(self.pattern):
+            owner = self.pattern.rfind("b", 0, letter)
+            window_tokens = self.window_tokens[letter]
+            if kind == "f" and (
+                owner < 0 or self.window_tokens[owner] != window_tokens
+            ):
+                raise ValueError(
+                    f"model: pattern={self.pattern!r} with window_tokens={self.window_tokens}: f reads the lists of a b before "
+                    "it in the pattern, so both have the same window"
+                )
         if self.mlp_tokens < 0:
             raise ValueError(
                 f"model: mlp_tokens={self.mlp_tokens} cannot be negative; 0 is all at once"
@@ -89,9 +100,28 @@ class ModelSettings:
             raise ValueError(
                 f"model: chunk_tokens={self.chunk_tokens} must be at least 1"
             )
+        self._check_choosing()
+        if self.remat not in REMATS:
+            raise ValueError(
+                f"model: remat={self.remat!r} is not one of {', '.join(REMATS)}"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"model: dtype={self.dtype!r} is not one of {', '.join(DTYPES)}"
+            )
+
+    def _check_choosing(self):
+        """By what bookmark layers choose and learn to choose."""
         if self.taught_rows < 0 or self.route_width < 0:
             raise ValueError(
                 f"model: taught_rows={self.taught_rows} and route_width={self.route_width} cannot be negative; 0 is none"
+            )
+        if self.route_taps and not (
+            self.route_width and 2 <= self.route_taps <= self.index.C
+        ):
+            raise ValueError(
+                f"model: route_taps={self.route_taps} with route_width={self.route_width}: 2 to C={self.index.C} keys of the "
+                "index's own are mixed, or 0 are; set route_width"
             )
         if self.mass_weight and self.H != self.G:
             raise ValueError(
@@ -113,14 +143,6 @@ class ModelSettings:
             raise ValueError(
                 f"model: route_width={self.route_width} with route_before_rope=True: the index's own keys have no positions; "
                 "set one to 0 or False"
-            )
-        if self.remat not in REMATS:
-            raise ValueError(
-                f"model: remat={self.remat!r} is not one of {', '.join(REMATS)}"
-            )
-        if self.dtype not in DTYPES:
-            raise ValueError(
-                f"model: dtype={self.dtype!r} is not one of {', '.join(DTYPES)}"
             )
 
     @property

@@ -22,8 +22,10 @@ def test_table_of_a_trained_models_keys(tmp_path):
         assert 0 < row["mass_caught"] <= row["oracle_mass"] <= 1
         if row["route"] == "flat":
             assert row["recall_of_flat"] == row["share_scored"] == 1
+            assert row["share_proven"] == 1
         elif row["route"] == "chapters":
             assert 0.3 < row["recall_of_flat"] < 1 and row["share_scored"] < 1
         else:
             assert row["recall_of_flat"] > 0.3
+        assert row["share_proven"] <= row["recall_of_flat"]
     assert (tmp_path / "index_recall.png").stat().st_size > 10_000

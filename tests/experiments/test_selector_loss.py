@@ -7,9 +7,10 @@ from configs import base
 from experiments import selector_loss
 
 
-def sizes(**index):
+def sizes(pattern="b", **index):
     config = base.get_config()
-    config.model.update(H=6, G=2, K=8)
+    config.model.update(H=6, G=2, K=8, pattern=pattern, positions="r" * len(pattern))
+    config.model.window_tokens = (256,) * len(pattern)
     config.index.update(C=4, query_block=8, R=3, sink_tokens=4, **index)
     return settings.from_config(config).model
 
@@ -31,6 +32,9 @@ def test_pooled_queries_score_once_a_group_and_shortlists_cost_their_keys():
     found = selector_loss.costs(sizes(query_pool="mean", X=20, A=5), FOUND)
     assert found["router_flops"] == (100 * 3 + 20 * 4) * 2 * 8 * 2
     assert found["router_bytes"] == (100 * 3 / 8 + 20 * 4) * 2 * 8 * 2
+    half = selector_loss.costs(sizes("bf", query_pool="mean", X=20, A=5), FOUND)
+    assert half["router_flops"] == found["router_flops"] / 2
+    assert half["attention_flops"] == found["attention_flops"]
 
 
 @pytest.mark.parametrize("case", selector_loss.CASES)

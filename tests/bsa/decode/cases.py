@@ -15,10 +15,10 @@ INDEX = dataclasses.replace(
 )
 MIXED = dataclasses.replace(
     cases.MODEL,
-    L=5,
-    pattern="dscwb",
-    positions="rrrrn",
-    window_tokens=(16, 10, 16, 16, 16),
+    L=6,
+    pattern="dscwbf",
+    positions="rrrrnr",
+    window_tokens=(16, 10, 16, 16, 16, 16),
     chunk_tokens=50,
     index=INDEX,
 )
@@ -54,6 +54,7 @@ GRAPH = dataclasses.replace(
     score_weight=0.5,
     mass_weight=0.75,
     route_width=6,
+    route_taps=3,
 )
 T = 1088
 """Tokens of a row."""

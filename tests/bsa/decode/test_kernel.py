@@ -66,8 +66,8 @@ def test_kernel_reads_what_xla_reads(monkeypatch):
             heads = attention.Heads(q, k, v, (q, k))
             return attend.attend(heads, None, PLACE, model, 0, context=context)
 
-        out_BTHK, (_, reading) = read(q, k, v, memory)
-        found.append((out_BTHK, reading.block_id_BGJ))
+        out_BTHK, handed = read(q, k, v, memory)
+        found.append((out_BTHK, handed["reading"].block_id_BGJ))
         assert len(called) == 1, "once by the kernel, never by XLA"
     (ours, read), (theirs, expected) = found
     np.testing.assert_array_equal(read, expected)

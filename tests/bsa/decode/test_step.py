@@ -16,7 +16,7 @@ from tests.bsa.decode import cases
 
 ROOM = CacheSettings(cases.T, 64)
 GREEDY = 12
-MODELS = {"dscwb": cases.MIXED, "chapters": cases.CHAPTERS, "graph": cases.GRAPH}
+MODELS = {"dscwbf": cases.MIXED, "chapters": cases.CHAPTERS, "graph": cases.GRAPH}
 
 
 def assert_logits(found_V, expected_V):

@@ -13,6 +13,9 @@ from bsa.decode.settings import STORES, CacheSettings
 from tests.bsa.decode import cases
 
 MODEL = cases.bookmarks_only("n", A=1, open_tokens=4, query_block=4)
+FOLLOWED = dataclasses.replace(
+    MODEL, L=2, pattern="bf", positions="nn", window_tokens=(16, 16)
+)
 ROOM = CacheSettings(320, 64)
 
 
@@ -36,21 +39,21 @@ def test_stores_agree(tmp_path):
     found, cache = {}, {}
     for store in STORES:
         room = dataclasses.replace(ROOM, store=store)
-        empty = caches.empty(MODEL, room, 2)
-        found[store], cache[store] = decoded(empty, token_BT)
+        empty = caches.empty(FOLLOWED, room, 2)
+        found[store], cache[store] = decoded(empty, token_BT, FOLLOWED)
     np.testing.assert_array_equal(found["host"], found["model"])
     gap = np.abs(found["int8"] - found["model"]).max()
     assert 0 < gap < 0.01 * np.ptp(found["model"])
     sizes = {store: caches.num_bytes(kept) for store, kept in cache.items()}
     assert sizes["host"] < sizes["int8"] < sizes["model"]
 
-    mark = files.fingerprint(cases.parameters(MODEL), MODEL)
+    params = cases.parameters(FOLLOWED)
+    mark = files.fingerprint(params, FOLLOWED)
     files.save(tmp_path / "host.npz", cache["host"], token_BT[:, :220], mark)
-    loaded = files.load(tmp_path / "host.npz", token_BT, MODEL, mark)
+    loaded = files.load(tmp_path / "host.npz", token_BT, FOLLOWED, mark)
     token_B = jnp.asarray(token_BT[:, 220])
-    params = cases.parameters(MODEL)
-    ours, _, _ = step.decode_step(params, token_B, loaded, MODEL)
-    theirs, _, _ = step.decode_step(params, token_B, cache["host"], MODEL)
+    ours, _, _ = step.decode_step(params, token_B, loaded, FOLLOWED)
+    theirs, _, _ = step.decode_step(params, token_B, cache["host"], FOLLOWED)
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -72,8 +75,8 @@ def test_bytes_per_token_are_those_of_the_arrays():
             for room in (low, high)
         ]
         rows = caches.bytes_per_token(model, low)
-        assert [row["kind"] for row in rows] == list("dscwb")
-        assert [row["kind"] for row in rows if row["kv_bytes"]] == ["d", "b"]
+        assert [row["kind"] for row in rows] == list("dscwbf")
+        assert [row["kind"] for row in rows if row["kv_bytes"]] == list("dbf")
         assert [row["kind"] for row in rows if row["index_bytes"]] == ["b"]
         total = sum(row["kv_bytes"] + row["index_bytes"] for row in rows)
         assert sizes[1] - sizes[0] == pytest.approx(total * 720)
@@ -131,6 +134,10 @@ def test_blocks_that_nobody_chooses_make_room():
     np.testing.assert_array_equal(kept, every)
 
 
-def test_too_few_blocks_to_keep_are_refused():
-    with pytest.raises(ValueError, match="kept_tokens=64; sinks"):
-        caches.empty(MODEL, dataclasses.replace(ROOM, kept_tokens=64), 1)
+@pytest.mark.parametrize(
+    "model, kept, message",
+    [(MODEL, 64, "kept_tokens=64; sinks"), (FOLLOWED, 200, "f layers keep all")],
+)
+def test_too_few_blocks_to_keep_are_refused(model, kept, message):
+    with pytest.raises(ValueError, match=message):
+        caches.empty(model, dataclasses.replace(ROOM, kept_tokens=kept), 1)

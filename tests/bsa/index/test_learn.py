@@ -145,3 +145,19 @@ def test_gradients_of_empty_clusters_are_finite():
 
     k_grad = np.asarray(gradient(jnp.ones((1, 1, 2, index.C, K))))
     np.testing.assert_allclose(k_grad.sum((0, 1, 3)), [q_HK.sum(0)] * 2, rtol=1e-5)
+
+
+def test_keys_are_mixed_with_those_before_them_in_their_block():
+    random = np.random.default_rng(0)
+    k_SGK, filter_CGK = random.normal(size=(12, G, K)), random.normal(size=(3, G, K))
+    found_BSGK = learn.mix(
+        jnp.asarray(k_SGK[None, 5:]),
+        jnp.asarray(k_SGK[None, 3:5]),
+        jnp.arange(5, 12)[None],
+        jnp.asarray(filter_CGK),
+        4,
+    )
+    for s in range(5, 12):
+        said = sum(filter_CGK[i] * k_SGK[s - i] for i in range(min(s % 4 + 1, 3)))
+        expected = k_SGK[s] + said / (1 + np.exp(-said))
+        np.testing.assert_allclose(found_BSGK[0, s - 5], expected, rtol=1e-5, atol=1e-5)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bsa.model import attention, decoder, layers, rope
+from bsa.model import decoder, dense, layers, rope
 from tests.bsa.model.cases import INDEX, MODEL
 
 T = 64
@@ -63,13 +63,14 @@ NSA = dataclasses.replace(INDEX, digest="submeans", R=1, query_pool="heads")
         with_pattern("b"),
         with_pattern("wb"),
         with_pattern("dcwb"),
+        with_pattern("bf", remat="layer"),
         with_pattern("b", index=SHORTLIST),
-        with_pattern("b", index=CROWDED, G=4, route_width=4, **BIASED),
+        with_pattern("b", index=CROWDED, G=4, route_width=4, route_taps=3, **BIASED),
         with_pattern("b", index=NSA, branch_gates=True),
         with_pattern("wb", remat="layer"),
     ],
     ids=[
-        *("d", "s", "w", "c", "b", "wb", "dcwb"),
+        *("d", "s", "w", "c", "b", "wb", "dcwb", "bf"),
         *("b-shortlist", "b-crowded", "b-gates", "wb-remat"),
     ],
 )
@@ -108,18 +109,17 @@ def test_packed_documents_do_not_meet(pattern):
 def test_reading_every_block_is_dense():
     """A window, a chunk or a budget of choices as long as the text reads what dense attention reads."""
     everything = dataclasses.replace(INDEX, A=16, J=64)
-    dense = with_pattern("d")
+    dense = with_pattern("dd")
     tokens = jax.random.randint(jax.random.key(3), (2, T), 0, MODEL.V)
     expected = logits(parameters(dense), tokens, *one_document(), model=dense)
     for pattern, changes in {
-        "s": {"window_tokens": (T,)},
-        "w": {"window_tokens": (T,)},
-        "c": {"chunk_tokens": T},
-        "b": {"index": everything, "window_tokens": (8,)},
+        "ss": {"window_tokens": (T, T)},
+        "ww": {"window_tokens": (T, T)},
+        "cc": {"chunk_tokens": T},
+        "bf": {"index": everything, "window_tokens": (8, 8)},
     }.items():
         model = dataclasses.replace(dense, pattern=pattern, **changes)
-        params = jax.tree.map(lambda x: x, parameters(dense))
-        params["groups"] = {f"layer_0_{pattern}": params["groups"]["layer_0_d"]}
+        params = decoder.renamed(parameters(dense), pattern)
         found = logits(params, tokens, *one_document(), model=model)
         np.testing.assert_allclose(
             found, expected, rtol=1e-4, atol=1e-4, err_msg=pattern
@@ -152,17 +152,15 @@ def test_dense_attention_in_pieces_is_dense_attention(monkeypatch):
         jax.random.normal(key, (2, 40, heads, 8)) for key, heads in zip(keys, (4, 2, 2))
     )
     segments = jnp.ones((2, 40), jnp.int32)
-    whole = attention.dense(q, k, v, segments, 0.3)
-    monkeypatch.setattr(attention, "DENSE_QUERY_TOKENS", 3)
-    np.testing.assert_allclose(
-        attention.dense(q, k, v, segments, 0.3), whole, atol=1e-6
-    )
+    whole = dense.attend(q, k, v, segments, 0.3)
+    monkeypatch.setattr(dense, "QUERY_TOKENS", 3)
+    np.testing.assert_allclose(dense.attend(q, k, v, segments, 0.3), whole, atol=1e-6)
     library = jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=0.3)
     np.testing.assert_allclose(whole, library, atol=1e-6)
 
 
 def test_figures_count_what_is_read():
-    model = with_pattern("dcwb")
+    model = with_pattern("dcwbf")
     tokens = jnp.zeros((1, T), jnp.int32)
     _, figures = decoder.apply(parameters(model), tokens, *one_document(1), model)
     attended = {name: float(f["attended_tokens"].mean()) for name, f in figures.items()}
@@ -173,6 +171,7 @@ def test_figures_count_what_is_read():
     assert attended["0_d"] == (T + 1) / 2
     assert attended["1_c"] == (place % 20 + 1).mean()
     assert np.isclose(attended["2_w"], window.mean())
+    assert attended["3_b"] == attended["4_f"]
     assert (
         attended["2_w"]
         <= attended["3_b"]
@@ -181,16 +180,16 @@ def test_figures_count_what_is_read():
 
 
 def test_teaching_reaches_the_index_and_nothing_else():
-    """Where it has queries and keys of its own."""
+    """Where it has queries and keys of its own; a layer that follows teaches the index that it reads by."""
     segments, positions = one_document()
     tokens = jax.random.randint(jax.random.key(7), (2, T), 0, MODEL.V)
-    model = with_pattern("b", taught_rows=16, route_width=4)
+    model = with_pattern("bf", taught_rows=16, route_width=4, route_taps=2)
 
     @jax.jit
     @jax.grad
     def gradient(params):
         _, figures = decoder.apply(params, tokens, segments, positions, model)
-        return figures["0_b"]["selection_divergence"].sum()
+        return figures["1_f"]["selection_divergence"].sum()
 
     leaves = jax.tree_util.tree_leaves_with_path(gradient(parameters(model)))
     for at, leaf in leaves:
@@ -257,6 +256,8 @@ def test_rope_depends_on_distance_only():
     [
         ({"H": 3}, "H=3 is no multiple of G=2"),
         ({"pattern": "wx"}, "letters other than"),
+        ({"pattern": "wf"}, "f reads the lists of a b before it"),
+        ({"pattern": "bf"}, "both have the same window"),
         ({"L": 5}, "L=5 is no multiple"),
         ({"window_tokens": (16,)}, "one entry for each letter"),
         ({"window_tokens": (16, 6)}, "whole blocks"),
@@ -265,6 +266,8 @@ def test_rope_depends_on_distance_only():
         ({"route_before_rope": True, "index": SHORTLIST}, "reads attention's keys"),
         ({"route_before_rope": True, "route_width": 4}, "have no positions"),
         ({"mass_weight": 1.0}, "H=4, G=2: heads that share a list"),
+        ({"route_taps": 2}, "set route_width"),
+        ({"route_taps": 5, "route_width": 4}, "2 to C=4 keys"),
     ],
 )
 def test_impossible_sizes_say_why(change, message):

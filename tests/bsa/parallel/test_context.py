@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType
 
 from bsa.index import local, settings
-from bsa.model import attention
+from bsa.model import dense
 from bsa.parallel import attend, exchange, select
 from bsa.parallel import mesh as mesh_lib
 from configs import base
@@ -125,7 +125,7 @@ def test_dense_ring_is_dense_attention(devices, data, context):
 
     q, k, v, segment, d_out = make_arrays()
     expected = value_and_gradients(
-        lambda q, k, v: attention.dense(q, k, v, segment, 0.3), (q, k, v), d_out
+        lambda q, k, v: dense.attend(q, k, v, segment, 0.3), (q, k, v), d_out
     )
     assert_close(on_shards(ring, data, context, devices), expected)
 
