@@ -13,12 +13,13 @@ def get_config():
     """Returns the base config for rows that grow from 8K over 128K to 1M tokens."""
     config = base.get_config()
     config.model.update(D=512, H=8, G=2, K=64, F=1408, L=8, mlp_tokens=32768)
-    config.index.update(A=4, sink_tokens=64)
+    config.index.update(A=4, sink_tokens=64, store="bfloat16")
     config.index.update(route="chapters", chapter_bookmarks=32, chapter_R=8, beam=8)
-    config.index.store = "bfloat16"
     config.data.update(source="setmm", B=1, T=2**20, passkey_share=0.2)
     config.data.update(curriculum=((400, 32, 2**13), (200, 2, 2**17)))
     config.data.update(packing_bins=4, prefetch_batches=1)
+    config.train.update(start_steps=300, start_pattern="wwww")  # as in small.py
+    config.train.start_window_tokens = (256, 256, 256, 672)
     config.train.update(steps=800, learning_rate=1e-3, warmup_steps=50)
     config.train.update(loss_chunk_tokens=16384, evaluate_every_steps=200)
     config.train.update(checkpoint_every_steps=100)
