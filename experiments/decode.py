@@ -34,13 +34,14 @@ COARSEST = 2048
 
 
 def long_index(index, tokens, route):
-    """The index of a model, routed for a long text: chapters of 32, as many levels as the text asks for."""
+    """The index of a model, routed for a long text: in bfloat16, chapters of 32, as many levels as the text asks for."""
     num, levels = tokens // index.C // 32, 1
     while num > COARSEST:
         num, levels = num // 32, levels + 1
     return dataclasses.replace(
         index,
         route=route,
+        store="bfloat16",
         chapter_bookmarks=32,
         chapter_levels=levels,
         chapter_R=8,

@@ -194,6 +194,7 @@ def _choose(q_BTHK, k_BSGK, memory, count_B, place_BT, view, model):
         model.index,
         scale=model.K**-0.5,
         read=blocks.read,
+        implementation=model.implementation,
     )
     kept = memory.pages
     if kept is not None:

@@ -45,6 +45,8 @@ def prove(
     if not bookmarks.chapters:
         return jnp.ones((B, G, T), bool)
     q_BGTK = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32).mean(3) * scale
+    if index.store == "bfloat16":  # As `judge.score` compares them.
+        q_BGTK = precision.to_bfloat16(q_BGTK)
 
     def of_group(q_TK, nodes, member_M, low_T, high_T):
         nodes = [precision.unpack(*node) for node in nodes]

@@ -33,7 +33,7 @@ def texts_on_topics(topics):
     [
         {"digest": "meanvar", "chapter_levels": 2, "store": "int8"},
         {"digest": "minmax", "X": 3, "chapter_by": "cluster", "volume_chapters": 2},
-        {"route": "graph", "P": 2, "span_blocks": 2, "top_p": 0.8},
+        {"route": "graph", "P": 2, "span_blocks": 2, "top_p": 0.8, "store": "bfloat16"},
     ],
 )
 def test_proven_choices_are_those_of_a_flat_route(change):
