@@ -1,6 +1,6 @@
 """Runs are joined, and only what was measured is stated."""
 
-from experiments import bench_report
+from experiments import bench_end_to_end, bench_kernels, bench_report
 
 ORIGIN = {"command": "bench", "commit": "0123456789abcdef", "date": "d1", "device": "x"}
 
@@ -48,3 +48,11 @@ def test_tables_and_figure_hold_what_was_measured(tmp_path):
     assert bench_report.tables({"records": []}) == ""
     bench_report.draw(rows, "x", tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_layers_that_are_timed_have_few_coarsest_chapters():
+    assert {"time", "end_to_end"} <= set(bench_kernels.PARTS)
+    for length in (2**15, 2**20, 10 * 2**20):
+        index = bench_end_to_end.settings_for("chapters", length)
+        size = index.C * index.chapter_bookmarks**index.chapter_levels
+        assert length // size <= bench_end_to_end.COARSEST
