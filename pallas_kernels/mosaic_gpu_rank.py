@@ -1,10 +1,8 @@
 """The search kernel of Hopper GPUs: tiles of nodes copied and scored, the best of each query kept. Called by `mosaic_gpu_search`.
 
 A thread block holds 128 queries; a producer warpgroup copies tiles of points, two consumers multiply, join the points of a
-node, and keep the best so far in registers, one vector a rank. Of each tile they take the largest score of every row,
-`num` times, and sort it in.
-
-Compiled and interpreted, not timed yet.
+node, and keep the best so far in registers, one vector a rank. Of each tile they take the largest score of every row and
+sort it in, as often as any row has a score that belongs among its best.
 """
 
 import dataclasses
@@ -27,6 +25,8 @@ from pallas_kernels import (
 PART = mosaic_gpu_plan.PART
 CONSUMERS = 2
 TOKENS = CONSUMERS * PART
+PRODUCTS = 64
+"""Products of a row at once: the fewer nodes in a tile, the more points of each are joined by fewer exponentials."""
 LOWEST = -1e30
 """Logarithm of no count: finite, so that no inf is subtracted."""
 
@@ -72,6 +72,7 @@ class _Shared(NamedTuple):
     score: Any
     group: Any
     tile: Any
+    better: Any
 
 
 class _Barriers(NamedTuple):
@@ -105,6 +106,7 @@ def run(plan, inputs, interpret):
         score=plgpu.SMEM((CONSUMERS * plan.num, PART), jnp.float32),
         group=plgpu.SMEM((CONSUMERS * plan.X, PART), jnp.int32) if plan.X else None,
         tile=plgpu.SMEM((plan.J,), jnp.int32) if plan.J else None,
+        better=plgpu.SMEM((CONSUMERS, PART), jnp.float32),
     )
     list_copies = max(1, -(-plan.J // mosaic_gpu_gather.COPY_IDS))
     barriers = _Barriers(
@@ -251,7 +253,11 @@ def _search(plan, shared, barriers, warpgroup, tile_of, steps):
             score = jnp.where(number == spread(-place), -jnp.inf, score)
             return score, _insert(best, (begin.astype(jnp.float32) - place, largest))
 
-        return lax.fori_loop(0, plan.num, take, (score, best))[1]
+        worst = best[-1][1]
+        better = jnp.where(score > spread(worst), 1.0, 0.0).sum(axis=1)
+        times = _largest(better, shared.better.at[warpgroup]).astype(jnp.int32)
+        times = jnp.minimum(times, plan.num)
+        return lax.fori_loop(0, times, take, (score, best))[1]
 
     def vector(value):
         return plgpu.layout_cast(jnp.full((PART,), value, jnp.float32), row)
@@ -260,25 +266,42 @@ def _search(plan, shared, barriers, warpgroup, tile_of, steps):
     return lax.fori_loop(0, steps, look, nobody)
 
 
+def _largest(x, scratch_ref):
+    """The largest element of a vector with an element a row, as a scalar, by way of a consumer's own shared memory.
+
+    A reduction of all axes would go by way of memory that the consumers share.
+    """
+    scratch_ref[...] = x
+    plgpu.commit_smem()
+    across = plgpu.load(scratch_ref, layout=mosaic_gpu_logits.COLUMN)
+    scratch_ref[...] = lax.broadcast_in_dim(across, (PART, PART), [1]).max(axis=1)
+    plgpu.commit_smem()
+    return scratch_ref[0]
+
+
 def _score(plan, shared, slot, q_ref):
     """Logarithms of the mass that each node of a tile promises each row: [64, nodes], nats."""
     largest = total = None
-    for r in range(plan.R):
-        place = slot * plan.R + r
-        (logit,) = mosaic_gpu_matmul.multiply(
-            (q_ref, shared.point.at[place].transpose((1, 0)))
+    num = PRODUCTS // plan.nodes
+    for first in range(0, plan.R, num):
+        places = [slot * plan.R + r for r in range(first, min(first + num, plan.R))]
+        logits = mosaic_gpu_matmul.multiply(
+            *((q_ref, shared.point.at[x].transpose((1, 0))) for x in places)
         )
-        log_count = plgpu.load(
-            shared.log_count.at[place, pl.ds(0, plan.nodes)],
-            layout=mosaic_gpu_logits.COLUMN,
+        for n, place in enumerate(places):
+            log_count = plgpu.load(
+                shared.log_count.at[place, pl.ds(0, plan.nodes)],
+                layout=mosaic_gpu_logits.COLUMN,
+            )
+            logits[n] += lax.broadcast_in_dim(log_count, logits[n].shape, [1])
+        before, largest = (
+            largest,
+            functools.reduce(jnp.maximum, logits + [largest] * bool(first)),
         )
-        logit += lax.broadcast_in_dim(log_count, logit.shape, [1])
-        if r == 0:
-            largest, total = logit, jnp.ones_like(logit)
-            continue
-        larger = jnp.maximum(largest, logit)
-        total = total * jnp.exp(largest - larger) + jnp.exp(logit - larger)
-        largest = larger
+        shares = [jnp.exp(x - largest) for x in logits]
+        if first:
+            shares.append(total * jnp.exp(before - largest))
+        total = functools.reduce(jnp.add, shares)
     return largest if plan.R == 1 else largest + jnp.log(total)
 
 
