@@ -33,6 +33,7 @@ MIDDLE = {"C": 32, "sink_tokens": 32, "J": 192, "query_block": 8, "A": 16} | ALO
 SMALL = {"C": 16, "sink_tokens": 16, "J": 256, "query_block": 8, "A": 32} | ALONE
 OPEN = {"C": 16, "sink_tokens": 16, "J": 192, "query_block": 16, "R": 2}
 OPEN |= {"query_pool": "heads", "open_tokens": 16, "A": 16}
+POOLED = OPEN | {"R": 4, "query_pool": "mean"}
 CHAPTERS = {"route": "chapters", "chapter_bookmarks": 4, "chapter_R": 8, "beam": 24}
 LINKS = {"route": "graph", "P": 6, "children": 8, "beam": 8, "frontier": 64}
 
@@ -58,8 +59,14 @@ def _cases():
         "open8-exact64": OPEN | {"X": 64, "A": 8},
         "open8-32-exact64": OPEN | {"X": 64, "A": 8, "open_tokens": 32},
         "open11-points4-exact96": OPEN | {"R": 4, "X": 96, "A": 11},
+        "open11-points4-exact96-int8": OPEN
+        | {"R": 4, "X": 96, "A": 11, "store": "int8"},
+        "open11-points8-exact128": OPEN | {"R": 8, "X": 128, "A": 11},
         "open16-points4": OPEN | {"R": 4},
-        "open16-points4-pooled": OPEN | {"R": 4, "query_pool": "mean"},
+        "open16-points4-pooled": POOLED,
+        "open16-points4-pooled-bfloat16": POOLED | {"store": "bfloat16"},
+        "open16-points4-pooled-int8": POOLED | {"store": "int8"},
+        "open16-points4-pooled-adaptive": POOLED | {"span_blocks": 4},
         "open16-points4-chapters": OPEN | {"R": 4} | CHAPTERS,
         "open16-points4-three-levels": OPEN
         | {"R": 4}
