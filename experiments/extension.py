@@ -1,7 +1,7 @@
 """SmolLM2-135M on texts of its own 8,192 tokens and longer, nothing trained: nats per token and passkeys over depth.
 
 Command: python -m experiments.extension [--tokens=8192,32768] [--stretches=ntk,yarn] [--methods=dense,bookmark]
-Hardware: one H100: not run yet; two CPU cores read 8,192 tokens in two minutes
+Hardware: one H100 (run in part, see LOG.md); two CPU cores read 8,192 tokens in two minutes
 Output: experiments/results/extension.json, to which each cell is added when it is done (those that are there are left
     alone), and extension.png.
 
