@@ -51,14 +51,14 @@ class Barriers(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A program's place: batch, key/value head, piece; key tile, first entry, steps."""
+    """A program's place: batch, key/value head, piece; key tile, first entry, entries."""
 
     b: Any
     g: Any
     piece: Any
     tile: Any
     first: Any
-    steps: Any
+    entries: Any
 
 
 def run(plan, operands, readers, interpret):
@@ -150,18 +150,18 @@ def _barrier_types(plan):
 
 
 def _locate(plan, readers, num_pieces, num_tiles):
-    """The place of a program; one without a piece has no steps."""
+    """The place of a program; one without a piece has no entries."""
     rest, piece = mosaic_gpu_plan.divide(lax.axis_index("program"), num_pieces)
     b, g = mosaic_gpu_plan.divide(rest, plan.G)
     tile = jnp.minimum(readers.tile_BGP[b, g, piece], num_tiles - 1)
     first = readers.first_BGP[b, g, piece]
-    steps = (readers.last_BGP[b, g, piece] - first) * plan.num_parts
-    return Place(b, g, piece, tile, first, steps)
+    return Place(b, g, piece, tile, first, readers.last_BGP[b, g, piece] - first)
 
 
 def _produce(plan, inputs, place, table_FE, shared, barriers):
     """Copies the key tile, then rows as fast as the consumers release stages."""
-    b, g, _, tile, first, steps = place
+    b, g, _, tile, first, entries = place
+    steps = entries * plan.num_parts
     for half in range(plan.tiles.keys // PART):
         keys = pl.ds(tile * plan.tiles.keys + half * PART, PART)
         copies = [
@@ -175,7 +175,7 @@ def _produce(plan, inputs, place, table_FE, shared, barriers):
 
     @pl.loop(0, steps)
     def _load(step):
-        entry, part = mosaic_gpu_plan.divide(step, plan.num_parts)
+        part, entry = mosaic_gpu_plan.divide(step, entries)
         i = table_FE[0, first + entry]
         slot = lax.rem(step, jnp.int32(plan.tiles.stages))
         barrier = barriers.rows.at[slot]
@@ -228,10 +228,10 @@ def _consume(plan, inputs, place, table_FE, out_refs, shared, barriers, warpgrou
             out_refs[index].at[pl.ds(half * PART, PART)][...] = x
 
     if plan.tiles.keys > PART:
-        pl.when(place.steps > 0)(lambda: accumulate(warpgroup, (0, 1)))
+        pl.when(place.entries > 0)(lambda: accumulate(warpgroup, (0, 1)))
     else:
         for index in range(2):
-            mine = (place.steps > 0) & (warpgroup == index)
+            mine = (place.entries > 0) & (warpgroup == index)
             pl.when(mine)(lambda index=index: accumulate(0, (index,)))
 
 
@@ -250,7 +250,7 @@ def _accumulate(plan, inputs, place, table_FE, shared, barriers, half, wanted):
 
     def add_rows(step, accs):
         slot = lax.rem(step, jnp.int32(plan.tiles.stages))
-        entry, part = mosaic_gpu_plan.divide(step, plan.num_parts)
+        part, entry = mosaic_gpu_plan.divide(step, place.entries)
         plgpu.barrier_wait(barriers.rows.at[slot])
         entry += place.first
         words = [
@@ -297,4 +297,5 @@ def _accumulate(plan, inputs, place, table_FE, shared, barriers, half, wanted):
         return accs
 
     zeros = mosaic_gpu_matmul.zeros(PART, plan.K, layout=plgpu.Layout.WGMMA)
-    return lax.fori_loop(0, place.steps, add_rows, [zeros] * len(wanted))
+    steps = place.entries * plan.num_parts
+    return lax.fori_loop(0, steps, add_rows, [zeros] * len(wanted))
