@@ -185,7 +185,6 @@ def _locate(plan, readers, num_pieces, num_tiles):
 def _produce(plan, inputs, place, table_FE, shared, barriers):
     """Copies the key tile, then rows as fast as the consumers release stages."""
     b, g, _, tile, first, entries = place
-    steps = entries * plan.num_parts
     sections, num_keys = _divide_keys(plan)
     for section in range(sections):
         keys = pl.ds(tile * plan.tiles.keys + section * num_keys, num_keys)
@@ -198,10 +197,9 @@ def _produce(plan, inputs, place, table_FE, shared, barriers):
         for gmem, smem in copies:
             plgpu.copy_gmem_to_smem(gmem, smem.at[section], barriers.keys)
 
-    @pl.loop(0, steps)
-    def _load(step):
-        part, entry = mosaic_gpu_plan.divide(step, entries)
-        i = table_FE[0, first + entry]
+    def load(step, part, entry, i):
+        # The next step's, so that nobody waits for it.
+        following = table_FE[0, first + jnp.where(entry + 1 < entries, entry + 1, 0)]
         slot = lax.rem(step, jnp.int32(plan.tiles.stages))
         barrier = barriers.rows.at[slot]
         pl.when(step >= plan.tiles.stages)(
@@ -236,7 +234,10 @@ def _produce(plan, inputs, place, table_FE, shared, barriers):
                 )
         for gmem, smem in copies:
             plgpu.copy_gmem_to_smem(gmem, smem, barrier)
+        return following
 
+    mosaic_gpu_plan.each_step(plan, entries, load, table_FE[0, first])
+    steps = entries * plan.num_parts
     mosaic_gpu_gather.drain(plan.tiles.stages, steps, [barriers.free])
 
 
@@ -268,14 +269,12 @@ def _accumulate(plan, inputs, place, table_FE, shared, barriers, half, wanted):
         wanted: of 0, dK without the scale, and 1, dV.
     """
     keys = mosaic_gpu_logits.describe_keys(plan, shared, place.tile, half)
-    k_ref, v_ref = shared.k.at[half], shared.v.at[half]
 
     def spread(x):
         return lax.broadcast_in_dim(x, (PART, PART), [1])
 
-    def add_rows(step, accs):
+    def add_rows(step, part, entry, accs):
         slot = lax.rem(step, jnp.int32(plan.tiles.stages))
-        part, entry = mosaic_gpu_plan.divide(step, place.entries)
         plgpu.barrier_wait(barriers.rows.at[slot])
         entry += place.first
         words = [
@@ -284,6 +283,9 @@ def _accumulate(plan, inputs, place, table_FE, shared, barriers, half, wanted):
         q_ref, d_out_ref = shared.q.at[slot], shared.d_out.at[slot]
 
         def add(_, accs):
+            # Hidden, or addresses of keys are made before the loop, and spilled.
+            hidden = lax.optimization_barrier(jnp.int32(half))
+            k_ref, v_ref = shared.k.at[hidden], shared.v.at[hidden]
             pairs = [(k_ref, q_ref.transpose((1, 0)))]
             if 0 in wanted:
                 pairs.append((v_ref, d_out_ref.transpose((1, 0))))
@@ -322,5 +324,5 @@ def _accumulate(plan, inputs, place, table_FE, shared, barriers, half, wanted):
         return accs
 
     zeros = mosaic_gpu_matmul.zeros(PART, plan.K, layout=plgpu.Layout.WGMMA)
-    steps = place.entries * plan.num_parts
-    return lax.fori_loop(0, steps, add_rows, [zeros] * len(wanted))
+    accs = [zeros] * len(wanted)
+    return mosaic_gpu_plan.each_step(plan, place.entries, add_rows, accs)

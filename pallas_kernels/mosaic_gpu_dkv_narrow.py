@@ -6,7 +6,6 @@ weights, and head width for dK and dV: the work is in proportion to the blocks l
 weights get to the second products by way of shared memory.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -50,9 +49,8 @@ def consume(plan, inputs, place, table_FE, out_refs, shared, barriers, warpgroup
         fields = [0, *(1 + first_block + p for p in range(num_blocks))]
         return [table_FE[field, place.first + entry] for field in fields]
 
-    def add_rows(part, entry, carry):
+    def add_rows(step, part, entry, carry):
         (i, *words), sums = carry
-        step = part * place.entries + entry
         slot = lax.rem(step, jnp.int32(plan.tiles.stages))
         # The next step's, so that nobody waits for it.
         following = read_entry(jnp.where(entry + 1 < place.entries, entry + 1, 0))
@@ -95,13 +93,7 @@ def consume(plan, inputs, place, table_FE, out_refs, shared, barriers, warpgroup
             plan.K, plan.key_block, layout=plgpu.Layout.WGMMA
         )
         carry = read_entry(jnp.int32(0)), [[zeros] * 2] * num_blocks
-
-        def add_part(part, carry):
-            return lax.fori_loop(
-                0, place.entries, functools.partial(add_rows, part), carry
-            )
-
-        _, sums = lax.fori_loop(0, plan.num_parts, add_part, carry)
+        _, sums = mosaic_gpu_plan.each_step(plan, place.entries, add_rows, carry)
         for p, of_block in enumerate(sums):
             for out_ref, x in zip(out_refs, of_block):
                 out_ref.at[first_block + p][...] = x
