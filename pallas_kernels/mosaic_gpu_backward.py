@@ -144,11 +144,21 @@ def _differentiate_keys(plan, operands, selection, S, interpret):
     )
     sums = mosaic_gpu_dkv.run(plan, operands, readers, interpret)
     return [
-        mosaic_gpu_sum.sum_pieces(
-            x, readers.first_piece_BGN, scale, plan.dtype, interpret
-        )[:, :, :S].swapaxes(1, 2)
+        _sum_keys(plan, x, readers.first_piece_BGN, scale, interpret)[:, :S]
         for x, scale in zip(sums, (plan.scale, 1.0))
     ]
+
+
+def _sum_keys(plan, x, first_piece_BGN, scale, interpret):
+    """Adds up the pieces of `mosaic_gpu_dkv.run`. Returns [B, S, G, K]."""
+    x_BGPRW = x.reshape(*x.shape[:3], -1, x.shape[-1])
+    x_BGRW = mosaic_gpu_sum.sum_pieces(
+        x_BGPRW, first_piece_BGN, scale, plan.dtype, interpret
+    )
+    if mosaic_gpu_dkv.is_narrow(plan):
+        x_BGNKC = x_BGRW.reshape(plan.B, plan.G, -1, plan.K, plan.key_block)
+        x_BGRW = x_BGNKC.swapaxes(3, 4).reshape(plan.B, plan.G, -1, plan.K)
+    return x_BGRW.swapaxes(1, 2)
 
 
 def _sum_bias(plan, dbias_rows, selection, shape):

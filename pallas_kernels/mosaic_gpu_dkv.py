@@ -2,8 +2,9 @@
 
 A thread block holds a key tile and walks over a piece of its row of readers (see
 `mosaic_gpu_readers`): a producer warpgroup copies 64 rows of queries and cotangents a step,
-two consumer warpgroups recompute the transposed weights and add to sums in registers. The
-sums of the pieces of a tile are added up by `mosaic_gpu_sum`, always in the same order.
+two consumer warpgroups recompute the transposed weights and add to sums in registers (for
+key blocks of 16 or 32 see `mosaic_gpu_dkv_narrow`). The sums of the pieces of a tile are added
+up by `mosaic_gpu_sum`, always in the same order.
 
 After the dK and dV kernel of JAX's `attention_mgpu.py` and FlashAttention-3 (arXiv
 2407.08608).
@@ -18,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import (
+    mosaic_gpu_dkv_narrow,
     mosaic_gpu_gather,
     mosaic_gpu_logits,
     mosaic_gpu_matmul,
@@ -25,11 +27,11 @@ from pallas_kernels import (
 )
 
 PART = mosaic_gpu_plan.PART
-CONSUMERS = 2
+CONSUMERS = mosaic_gpu_dkv_narrow.CONSUMERS
 
 
 class Shared(NamedTuple):
-    """Shared memory; the first axis counts halves of the key tile, or stages."""
+    """Shared memory; the first axis counts sections of the key tile, stages, or consumers."""
 
     k: Any
     v: Any
@@ -40,6 +42,7 @@ class Shared(NamedTuple):
     delta: Any
     bias: Any
     segment_query: Any
+    weights: Any  # of narrow blocks only
 
 
 class Barriers(NamedTuple):
@@ -51,14 +54,14 @@ class Barriers(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A program's place: batch, key/value head, piece; key tile, first entry, steps."""
+    """A program's place: batch, key/value head, piece; key tile, first entry, entries."""
 
     b: Any
     g: Any
     piece: Any
     tile: Any
     first: Any
-    steps: Any
+    entries: Any
 
 
 def run(plan, operands, readers, interpret):
@@ -70,12 +73,18 @@ def run(plan, operands, readers, interpret):
         readers: `Readers` of the key tiles.
     Returns:
         The sums of each piece for dK, which lack the scale, and for dV: float32
-        [B, G, P, tile, K].
+        [B, G, P, tile, K], or [B, G, P, blocks, K, C] of narrow blocks.
     """
     arrays, tree = jax.tree.flatten((operands, readers))
     num_pieces = readers.tile_BGP.shape[-1]
     num_tiles = readers.first_piece_BGN.shape[-1] - 1
-    shape = (plan.B, plan.G, num_pieces, plan.tiles.keys, plan.K)
+    shape = (plan.B, plan.G, num_pieces)
+    if is_narrow(plan):
+        shape += (plan.blocks, plan.K, plan.key_block)
+        consume = mosaic_gpu_dkv_narrow.consume
+    else:
+        shape += (plan.tiles.keys, plan.K)
+        consume = _consume
 
     def attend_dkv(*refs):
         inputs, readers = tree.unflatten(refs[: len(arrays)])
@@ -89,7 +98,7 @@ def run(plan, operands, readers, interpret):
         def _consumer():
             plgpu.set_max_registers(plan.tiles.consumer_registers, action="increase")
             out_refs = [x.at[place.b, place.g, place.piece] for x in (dk_ref, dv_ref)]
-            _consume(
+            consume(
                 plan, inputs, place, table_FE, out_refs, shared, barriers, warpgroup
             )
 
@@ -112,58 +121,73 @@ def run(plan, operands, readers, interpret):
     return kernel(*arrays)
 
 
+def is_narrow(plan):
+    """Whether a key block is less than the 64 rows of a product."""
+    return plan.key_block < PART
+
+
+def _divide_keys(plan):
+    """Sections of a key tile, and their keys: one for each consumer, or one for both."""
+    sections = CONSUMERS if is_narrow(plan) else plan.tiles.keys // PART
+    return sections, plan.tiles.keys // sections
+
+
 def _shared_types(plan):
     """Shared memory of a thread block."""
-    stages, halves = plan.tiles.stages, plan.tiles.keys // PART
+    stages, (sections, keys) = plan.tiles.stages, _divide_keys(plan)
     transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
 
-    def matrix(count):
-        return plgpu.SMEM((count, PART, plan.K), plan.dtype, transforms=transforms)
+    def matrix(*shape):
+        return plgpu.SMEM(shape, plan.dtype, transforms=transforms)
 
     def vector(dtype, *shape):
         return plgpu.SMEM(shape, dtype)
 
     ids = jnp.int32 if plan.has_segments else None
+    weights = None
+    if is_narrow(plan):
+        weights = matrix(CONSUMERS, 2 * plan.key_block, PART)
     return Shared(
-        k=matrix(halves),
-        v=matrix(halves),
-        segment_key=ids and vector(ids, halves, PART),
-        q=matrix(stages),
-        d_out=matrix(stages),
+        k=matrix(sections, keys, plan.K),
+        v=matrix(sections, keys, plan.K),
+        segment_key=ids and vector(ids, sections, keys),
+        q=matrix(stages, PART, plan.K),
+        d_out=matrix(stages, PART, plan.K),
         lse=vector(jnp.float32, stages, PART),
         delta=vector(jnp.float32, stages, PART),
         bias=vector(jnp.float32, stages, plan.blocks, PART) if plan.has_bias else None,
         segment_query=ids and vector(ids, stages, PART),
+        weights=weights,
     )
 
 
 def _barrier_types(plan):
     """Barriers of a thread block, which count an arrival a copy."""
-    halves = plan.tiles.keys // PART
+    sections, _ = _divide_keys(plan)
     row_copies = 2 * plan.part_heads + 2 + plan.has_segments
     row_copies += plan.blocks * plan.has_bias
     return Barriers(
-        keys=plgpu.Barrier(num_arrivals=halves * (2 + plan.has_segments)),
+        keys=plgpu.Barrier(num_arrivals=sections * (2 + plan.has_segments)),
         rows=plgpu.Barrier(num_arrivals=row_copies, num_barriers=plan.tiles.stages),
         free=plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=plan.tiles.stages),
     )
 
 
 def _locate(plan, readers, num_pieces, num_tiles):
-    """The place of a program; one without a piece has no steps."""
+    """The place of a program; one without a piece has no entries."""
     rest, piece = mosaic_gpu_plan.divide(lax.axis_index("program"), num_pieces)
     b, g = mosaic_gpu_plan.divide(rest, plan.G)
     tile = jnp.minimum(readers.tile_BGP[b, g, piece], num_tiles - 1)
     first = readers.first_BGP[b, g, piece]
-    steps = (readers.last_BGP[b, g, piece] - first) * plan.num_parts
-    return Place(b, g, piece, tile, first, steps)
+    return Place(b, g, piece, tile, first, readers.last_BGP[b, g, piece] - first)
 
 
 def _produce(plan, inputs, place, table_FE, shared, barriers):
     """Copies the key tile, then rows as fast as the consumers release stages."""
-    b, g, _, tile, first, steps = place
-    for half in range(plan.tiles.keys // PART):
-        keys = pl.ds(tile * plan.tiles.keys + half * PART, PART)
+    b, g, _, tile, first, entries = place
+    sections, num_keys = _divide_keys(plan)
+    for section in range(sections):
+        keys = pl.ds(tile * plan.tiles.keys + section * num_keys, num_keys)
         copies = [
             (inputs.k_BSGK.at[b, keys, g], shared.k),
             (inputs.v_BSGK.at[b, keys, g], shared.v),
@@ -171,12 +195,11 @@ def _produce(plan, inputs, place, table_FE, shared, barriers):
         if plan.has_segments:
             copies.append((inputs.segment_key_BS.at[b, keys], shared.segment_key))
         for gmem, smem in copies:
-            plgpu.copy_gmem_to_smem(gmem, smem.at[half], barriers.keys)
+            plgpu.copy_gmem_to_smem(gmem, smem.at[section], barriers.keys)
 
-    @pl.loop(0, steps)
-    def _load(step):
-        entry, part = mosaic_gpu_plan.divide(step, plan.num_parts)
-        i = table_FE[0, first + entry]
+    def load(step, part, entry, i):
+        # The next step's, so that nobody waits for it.
+        following = table_FE[0, first + jnp.where(entry + 1 < entries, entry + 1, 0)]
         slot = lax.rem(step, jnp.int32(plan.tiles.stages))
         barrier = barriers.rows.at[slot]
         pl.when(step >= plan.tiles.stages)(
@@ -211,7 +234,10 @@ def _produce(plan, inputs, place, table_FE, shared, barriers):
                 )
         for gmem, smem in copies:
             plgpu.copy_gmem_to_smem(gmem, smem, barrier)
+        return following
 
+    mosaic_gpu_plan.each_step(plan, entries, load, table_FE[0, first])
+    steps = entries * plan.num_parts
     mosaic_gpu_gather.drain(plan.tiles.stages, steps, [barriers.free])
 
 
@@ -228,10 +254,10 @@ def _consume(plan, inputs, place, table_FE, out_refs, shared, barriers, warpgrou
             out_refs[index].at[pl.ds(half * PART, PART)][...] = x
 
     if plan.tiles.keys > PART:
-        pl.when(place.steps > 0)(lambda: accumulate(warpgroup, (0, 1)))
+        pl.when(place.entries > 0)(lambda: accumulate(warpgroup, (0, 1)))
     else:
         for index in range(2):
-            mine = (place.steps > 0) & (warpgroup == index)
+            mine = (place.entries > 0) & (warpgroup == index)
             pl.when(mine)(lambda index=index: accumulate(0, (index,)))
 
 
@@ -243,14 +269,12 @@ def _accumulate(plan, inputs, place, table_FE, shared, barriers, half, wanted):
         wanted: of 0, dK without the scale, and 1, dV.
     """
     keys = mosaic_gpu_logits.describe_keys(plan, shared, place.tile, half)
-    k_ref, v_ref = shared.k.at[half], shared.v.at[half]
 
     def spread(x):
         return lax.broadcast_in_dim(x, (PART, PART), [1])
 
-    def add_rows(step, accs):
+    def add_rows(step, part, entry, accs):
         slot = lax.rem(step, jnp.int32(plan.tiles.stages))
-        entry, part = mosaic_gpu_plan.divide(step, plan.num_parts)
         plgpu.barrier_wait(barriers.rows.at[slot])
         entry += place.first
         words = [
@@ -259,6 +283,9 @@ def _accumulate(plan, inputs, place, table_FE, shared, barriers, half, wanted):
         q_ref, d_out_ref = shared.q.at[slot], shared.d_out.at[slot]
 
         def add(_, accs):
+            # Hidden, or addresses of keys are made before the loop, and spilled.
+            hidden = lax.optimization_barrier(jnp.int32(half))
+            k_ref, v_ref = shared.k.at[hidden], shared.v.at[hidden]
             pairs = [(k_ref, q_ref.transpose((1, 0)))]
             if 0 in wanted:
                 pairs.append((v_ref, d_out_ref.transpose((1, 0))))
@@ -297,4 +324,5 @@ def _accumulate(plan, inputs, place, table_FE, shared, barriers, half, wanted):
         return accs
 
     zeros = mosaic_gpu_matmul.zeros(PART, plan.K, layout=plgpu.Layout.WGMMA)
-    return lax.fori_loop(0, place.steps, add_rows, [zeros] * len(wanted))
+    accs = [zeros] * len(wanted)
+    return mosaic_gpu_plan.each_step(plan, place.entries, add_rows, accs)

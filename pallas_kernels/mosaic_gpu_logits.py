@@ -51,6 +51,19 @@ class Task(NamedTuple):
     rows: Rows
 
 
+class Block(NamedTuple):
+    """A key block: the position in k of its first key, and a word of the tokens that read it.
+
+    Its keys' segments, and the bias of the rows, lie in shared memory. None: not part of
+    this call.
+    """
+
+    first: Any
+    word: Any
+    segment_ref: Any
+    bias_ref: Any
+
+
 class Tile(NamedTuple):
     """A key tile: do all rows read it whole, the stage that holds it, its first entry."""
 
@@ -105,40 +118,62 @@ def weigh(plan, inputs, shared, task, tile, s, with_slope=False):
     """
     place, index, extent, token_part, rows = task
     whole, slot, entry = tile
-    C, key_offset = plan.key_block, inputs.key_offset_1[0]
-    column = plgpu.broadcasted_iota(jnp.int32, (PART, C), 1, layout=plgpu.Layout.WGMMA)
-
-    def spread(x, axis):
-        return lax.broadcast_in_dim(x, (PART, C), [axis])
-
+    C = plan.key_block
     pieces, slopes = [], []
     for p, piece in enumerate(split(plan, s)):
         block_id = shared.lists[index, entry + p]
         first = jnp.where(entry + p < extent.count, block_id * C, FAR)
-        if not whole:
-            limit = rows.limit - first
-            if plan.has_mask:
-                chosen = (shared.token_mask[index, entry + p] >> rows.token) & 1
-                limit = jnp.where(chosen == 1, limit, -1)
-            read = column <= spread(limit, 0)
-        ids = ()
-        if plan.score_mod or plan.mask_mod:
-            k_id = column + (first + key_offset)
-            ids = (place.b, spread(rows.head, 0), spread(rows.q_id, 0), k_id)
+        word = segment_ref = bias_ref = None
+        if plan.has_mask:
+            word = shared.token_mask[index, entry + p]
         if plan.has_segments:
-            segment = plgpu.load(
-                shared.segment_key.at[slot, p, pl.ds(0, C)], layout=COLUMN
-            )
-            read &= spread(rows.segment, 0) == spread(segment, 1)
-        if plan.mask_mod:
-            read &= plan.mask_mod(*ids)
-        piece, slope = score(plan, piece, ids, with_slope)
+            segment_ref = shared.segment_key.at[slot, p, pl.ds(0, C)]
         if plan.has_bias:
             bias_ref = shared.bias.at[slot, p, pl.ds(token_part * PART, PART)]
-            piece += spread(plgpu.load(bias_ref, layout=ROW), 0)
-        pieces.append(piece if whole else jnp.where(read, piece, -jnp.inf))
+        block = Block(first, word, segment_ref, bias_ref)
+        piece, slope = weigh_block(
+            *(plan, inputs, place.b, rows, block, piece), whole, with_slope
+        )
+        pieces.append(piece)
         slopes.append(slope)
     return pieces, slopes
+
+
+def weigh_block(plan, inputs, b, rows, block, s, whole=False, with_slope=False):
+    """Logits of one key block, with -inf where a row may not read.
+
+    Args:
+        b: batch.
+        s: products of queries and keys, [64, C].
+        whole: all rows read the whole block.
+    Returns:
+        The logits, and their slopes by `score`.
+    """
+    shape = (PART, plan.key_block)
+    column = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA)
+
+    def spread(x, axis):
+        return lax.broadcast_in_dim(x, shape, [axis])
+
+    if not whole:
+        limit = rows.limit - block.first
+        if plan.has_mask:
+            chosen = (block.word >> rows.token) & 1
+            limit = jnp.where(chosen == 1, limit, -1)
+        read = column <= spread(limit, 0)
+    ids = ()
+    if plan.score_mod or plan.mask_mod:
+        k_id = column + (block.first + inputs.key_offset_1[0])
+        ids = (b, spread(rows.head, 0), spread(rows.q_id, 0), k_id)
+    if plan.has_segments:
+        segment = plgpu.load(block.segment_ref, layout=COLUMN)
+        read &= spread(rows.segment, 0) == spread(segment, 1)
+    if plan.mask_mod:
+        read &= plan.mask_mod(*ids)
+    s, slope = score(plan, s, ids, with_slope)
+    if plan.has_bias:
+        s += spread(plgpu.load(block.bias_ref, layout=ROW), 0)
+    return s if whole else jnp.where(read, s, -jnp.inf), slope
 
 
 def split(plan, x):

@@ -43,6 +43,18 @@ def multiply_add(plan, accs, pairs, meanwhile=lambda: None):
     return pl.run_state(start)([plgpu.ACC.init(acc) for acc in accs])
 
 
+def multiply_add_shared(plan, accs, pairs):
+    """acc + x @ y for each sum and its pair, both in shared memory."""
+    if plan.interpreted:
+        return [acc + x for acc, x in zip(accs, multiply(*pairs))]
+
+    def start(acc_refs):
+        for acc_ref, (x_ref, y_ref) in zip(acc_refs, pairs):
+            plgpu.wgmma(acc_ref, x_ref, y_ref)
+
+    return pl.run_state(start)([plgpu.ACC.init(acc) for acc in accs])
+
+
 def zeros(*shape, layout):
     """Float32 zeros in registers."""
     return plgpu.layout_cast(jnp.full(shape, 0.0, jnp.float32), layout)

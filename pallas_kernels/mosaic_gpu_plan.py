@@ -194,6 +194,22 @@ def each_lap(plan, body, carry):
     return lax.fori_loop(0, count_laps(plan), body, carry)
 
 
+def each_step(plan, entries, body, carry):
+    """Calls `body(step, part, entry, carry)` for each part of a piece's entries.
+
+    A part of all of them before the next part: entries differ in the keys that they read,
+    and so in the consumers that they keep busy; the parts of one don't.
+    """
+
+    def each_entry(part, carry):
+        def run(entry, carry):
+            return body(part * entries + entry, part, entry, carry)
+
+        return lax.fori_loop(0, entries, run, carry)
+
+    return lax.fori_loop(0, plan.num_parts, each_entry, carry)
+
+
 def rotate(number, slots, owner):
     """Where the owner of so many slots in a row keeps its next thing, which has a number."""
     return owner * slots + lax.rem(number, jnp.int32(slots))

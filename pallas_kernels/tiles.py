@@ -88,8 +88,8 @@ class HopperKeyTiles:
     stage, the queries that read it and the cotangents of their outputs.
 
     Attributes:
-        keys: rows of a key tile. 128: each consumer works on 64 of them. 64: both work on
-            all, one accumulates dK and the other dV.
+        keys: rows of a key tile. Each consumer works on half of them; but on all, for dK
+            or for dV, where a key block is as long as a tile of 64.
         stages: 64-row parts of queries in the ring.
         piece_steps: about the most parts of queries that one thread block reads.
         consumer_registers: a thread; with the producer's at most 65536 a thread block.
