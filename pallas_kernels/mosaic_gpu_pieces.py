@@ -118,9 +118,11 @@ def _produce(plan, inputs, shared, barriers, place):
                 )
         return next_ids
 
-    # The first ids don't wait for the list's length.
-    first_ids = read_ids(jnp.int32(0))
     count, steps = mosaic_gpu_decode_plan.measure(plan, inputs, place)
+    # Else the compiler loads the first ids only once the list's length has come.
+    count, steps, first_ids = lax.optimization_barrier(
+        (count, steps, read_ids(jnp.int32(0)))
+    )
     lax.fori_loop(0, steps, copy_tile, first_ids)
     mosaic_gpu_gather.drain(stages, steps, [barriers.k_free, barriers.v_free])
 
