@@ -1,17 +1,17 @@
 """Attention of the newest tokens on Hopper GPUs: few queries, long lists, many sequences.
 
-The forward kernel with each list cut into pieces, so that a few sequences fill the card; the
-pieces' outputs are merged by their lse. The heads that share a list fill the rows of a tile.
+Fits a call to the kernel of `mosaic_gpu_pieces`, which reads queries, caches and lists where
+they lie: one launch, unless head widths or lengths must be padded first.
 """
 
-import dataclasses
-
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels import (
     mosaic_gpu,
-    mosaic_gpu_forward,
+    mosaic_gpu_decode_plan,
     mosaic_gpu_operands,
+    mosaic_gpu_pieces,
     options,
     tiles,
 )
@@ -38,62 +38,68 @@ def attend(q_BTHK, k_BSGK, v_BSGK, selection, position_B, *, scale, interpret=No
         ValueError: more than one list.
     """
     selection.check(q_BTHK, k_BSGK)
-    (B, T, H, K), G = q_BTHK.shape, k_BSGK.shape[2]
+    B, T, H, K = q_BTHK.shape
     if selection.query_block != QUERY_BLOCK or selection.count_BGQ.shape[-1] != 1:
         raise ValueError(
             f"decoding needs one list for at most {QUERY_BLOCK} tokens, not "
             f"{selection.count_BGQ.shape[-1]} for blocks of {selection.query_block}"
         )
-    rules = options.Options(scale=float(scale))
-    mosaic_gpu.check(q_BTHK, selection, rules, interpret)
-    pieces = tiles.hopper_pieces(B * G, selection.block_id_BGQJ.shape[-1])
-    first_id_BQ = jnp.repeat(position_B.astype(jnp.int32)[:, None], pieces, axis=1)
-    plan, operands, _ = mosaic_gpu_operands.prepare(
-        tiles.hopper_forward,
-        rules,
-        interpret,
-        (q_BTHK, k_BSGK, v_BSGK, None),
-        (_cut(selection, pieces), None, (first_id_BQ, jnp.zeros(1, jnp.int32))),
-        pieces,
+    mosaic_gpu.check(q_BTHK, selection, options.Options(scale=float(scale)), interpret)
+    plan, inputs = _prepare(
+        (q_BTHK, k_BSGK, v_BSGK), selection, position_B, scale, interpret
     )
-    out, lse_rows = mosaic_gpu_forward.run(plan, operands, interpret)
-    lse = mosaic_gpu_operands.from_rows(plan, lse_rows)
-    out = out.reshape(B, pieces, QUERY_BLOCK, H, plan.K)[:, :, :T, :, :K]
-    lse = lse.reshape(B, H, pieces, QUERY_BLOCK)[..., :T]
-    return _merge(out, lse)
+    out_BTGHK, lse_rows = mosaic_gpu_pieces.run(plan, inputs, interpret)
+    heads = H // plan.G
+    lse_BGHT = _from_rows(plan, lse_rows)[:, :, :heads]
+    return out_BTGHK[..., :heads, :K].reshape(q_BTHK.shape), lse_BGHT.reshape(B, H, T)
 
 
-def _cut(selection, pieces):
-    """One list as `pieces` lists of equal length, the last of them perhaps padded."""
-    *lead, _, J = selection.block_id_BGQJ.shape
-    length = -(-J // pieces)
-
-    def cut(x_BGQJ, fill):
-        if x_BGQJ is None:
-            return None
-        x_BGQJ = mosaic_gpu_operands.pad(x_BGQJ, {3: pieces * length}, fill)
-        return x_BGQJ.reshape(*lead, pieces, length)
-
-    before = jnp.arange(pieces, dtype=jnp.int32) * length
-    return dataclasses.replace(
-        selection,
-        block_id_BGQJ=cut(selection.block_id_BGQJ, -1),
-        count_BGQ=jnp.clip(selection.count_BGQ - before, 0, length),
-        token_mask_BGQJ=cut(selection.token_mask_BGQJ, 0),
+def _prepare(arrays, selection, position_B, scale, interpret):
+    """The kernel's plan and inputs, padded where they must be."""
+    q_BTHK, k_BSGK, v_BSGK = arrays
+    (B, T, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
+    width = next(x for x in mosaic_gpu_operands.WIDTHS if x >= K)
+    heads = H // G if H // G <= 8 else mosaic_gpu_operands.round_up(H // G, 8)
+    if selection.key_block > mosaic_gpu_decode_plan.PART:
+        selection, _ = mosaic_gpu_operands.halve_blocks(selection, None)
+    J, C = selection.block_id_BGQJ.shape[-1], selection.key_block
+    num_tiles = -(-J * C // mosaic_gpu_decode_plan.PART)
+    processors = tiles.hopper_processors(jax.devices()[0])
+    mask_BGQJ = selection.token_mask_BGQJ
+    plan = mosaic_gpu_decode_plan.Plan(
+        B=B,
+        T=T,
+        H=G * heads,
+        G=G,
+        K=width,
+        J=J,
+        num_keys=S,
+        key_block=C,
+        dtype=jnp.dtype(q_BTHK.dtype),
+        scale=float(scale),
+        has_mask=mask_BGQJ is not None,
+        pieces=tiles.hopper_pieces(B * G, num_tiles, processors),
+        tiles=tiles.hopper_decode(width),
+        interpreted=bool(interpret),
     )
+    keys = mosaic_gpu_operands.round_up(S, C)
+    q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K)
+    inputs = mosaic_gpu_decode_plan.Inputs(
+        q_BTGHK=mosaic_gpu_operands.pad(q_BTGHK, {3: heads, 4: width}),
+        k_BSGK=mosaic_gpu_operands.pad(k_BSGK, {1: keys, 3: width}),
+        v_BSGK=mosaic_gpu_operands.pad(v_BSGK, {1: keys, 3: width}),
+        block_id_BGQJ=selection.block_id_BGQJ,
+        count_BGQ=selection.count_BGQ,
+        token_mask_BGQJ=jax.lax.bitcast_convert_type(mask_BGQJ, jnp.int32)
+        if plan.has_mask
+        else None,
+        position_B=position_B.astype(jnp.int32),
+    )
+    return plan, inputs
 
 
-def _merge(out, lse):
-    """Joins the pieces of lists.
-
-    Args:
-        out: [B, pieces, T, H, K].
-        lse: [B, H, pieces, T].
-    """
-    largest = lse.max(2, keepdims=True)
-    weight = jnp.exp(lse - jnp.where(largest > -jnp.inf, largest, 0.0))
-    total = weight.sum(2)
-    lse_BHT = jnp.log(total) + largest[:, :, 0]
-    share = weight / jnp.where(total == 0.0, 1.0, total)[:, :, None]
-    out_BTHK = jnp.einsum("BPTHK,BHPT->BTHK", out.astype(jnp.float32), share)
-    return out_BTHK.astype(out.dtype), jnp.where(total == 0.0, -jnp.inf, lse_BHT)
+def _from_rows(plan, lse_rows):
+    """The lse of rows, [B, G, parts, 64], as lse_BGHT of H/G heads."""
+    units = lse_rows.reshape(plan.B, plan.G, -1, plan.unit_rows)[:, :, : plan.units]
+    lse = units.reshape(plan.B, plan.G, plan.T, -1)[..., : plan.heads]
+    return lse.swapaxes(2, 3)

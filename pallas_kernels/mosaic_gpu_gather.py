@@ -124,8 +124,7 @@ def copy_queries(plan, inputs, place, part, arrays, barrier):
     Args:
         arrays: pairs of an array in device memory, BTHK, and a tile in shared memory.
     """
-    i, _ = mosaic_gpu_plan.divide(place.i, plan.pieces)
-    for rows, tokens, head, _ in mosaic_gpu_plan.head_slices(plan, i, part):
+    for rows, tokens, head, _ in mosaic_gpu_plan.head_slices(plan, place.i, part):
         for x_BTHK, tile in arrays:
             plgpu.copy_gmem_to_smem(
                 x_BTHK.at[place.b, tokens, place.g * plan.heads + head],

@@ -17,7 +17,7 @@ MAX_LIST = 3040
 INSTEAD = "use implementation='xla' (any device) or 'reference' (small inputs)"
 
 
-def prepare(sizes, rules, interpret, differentiated, others, pieces=1):
+def prepare(sizes, rules, interpret, differentiated, others):
     """What a kernel over lists needs.
 
     Args:
@@ -26,7 +26,6 @@ def prepare(sizes, rules, interpret, differentiated, others, pieces=1):
         differentiated: q, k, v and bias, as the caller has them.
         others: selection, segment ids, and the ids of the first token of each query block
             and of the first key: int32[B, Q], int32[1].
-        pieces: consecutive lists that belong to the same queries.
     Returns:
         `Plan`, `Operands`, and the selection with blocks that fit a tile.
     Raises:
@@ -63,7 +62,6 @@ def prepare(sizes, rules, interpret, differentiated, others, pieces=1):
         tiles=of_list,
         processors=tiles.hopper_processors(jax.devices()[0]),
         interpreted=bool(interpret),
-        pieces=pieces,
         scale=rules.scale,
         causal=rules.causal,
         score_mod=rules.score_mod,
@@ -75,7 +73,7 @@ def prepare(sizes, rules, interpret, differentiated, others, pieces=1):
     if plan.has_mask:
         mask_BGQJ = jax.lax.bitcast_convert_type(mask_BGQJ, jnp.int32)
     operands = mosaic_gpu_plan.Operands(
-        q_BTHK=pad(q_BTHK, {1: tokens // pieces, 3: width}),
+        q_BTHK=pad(q_BTHK, {1: tokens, 3: width}),
         k_BSGK=pad(k_BSGK, {1: keys, 3: width}),
         v_BSGK=pad(v_BSGK, {1: keys, 3: width}),
         lists=_make_lists(plan, selection, first_id_BQ - key_offset_1),

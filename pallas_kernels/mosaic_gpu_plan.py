@@ -25,10 +25,7 @@ LOG2E = math.log2(math.e)
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Sizes and rules of one call; letters as in `shapes`, padded except for `num_keys`.
-
-    `pieces` consecutive lists belong to the same queries: parts of one list.
-    """
+    """Sizes and rules of one call; letters as in `shapes`, padded except for `num_keys`."""
 
     B: int
     H: int
@@ -50,7 +47,6 @@ class Plan:
     tiles: tiles.HopperListTiles | tiles.HopperKeyTiles
     processors: int
     interpreted: bool
-    pieces: int = 1
 
     @property
     def heads(self):

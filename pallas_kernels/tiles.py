@@ -58,13 +58,49 @@ def hopper_forward(rows, K, entries):
     return HopperListTiles(2, 1, 64, 2, 208, 40, 2 if entries <= 256 else 1)
 
 
-def hopper_pieces(num_lists, entries):
-    """Pieces into which long lists are cut when there are few of them, as in decoding.
+@dataclasses.dataclass(frozen=True)
+class HopperDecodeTiles:
+    """How a thread block of one consumer and one producer warpgroup reads its piece of a list.
 
-    Two tiles for each of an H100's 132 multiprocessors, which have room for a thread block
-    of two teams; at least 16 entries a piece. Not timed yet.
+    Attributes:
+        stages: key tiles of 64 rows in the ring.
+        consumer_registers: a thread.
+        producer_registers: a thread.
     """
-    return max(1, min(-(-264 // num_lists), entries // 16))
+
+    stages: int
+    consumer_registers: int
+    producer_registers: int
+
+
+def hopper_decode(K):
+    """Tiles for few query rows and head width K.
+
+    About 96 KB on their way, where hiding 1 us at 2.4 TB/s takes 18 KB a multiprocessor. Up
+    to K=128 two thread blocks fit on one, so that clusters need no free multiprocessors in a
+    row. Not timed yet.
+    """
+    if K > 128:
+        return HopperDecodeTiles(2, 232, 40)
+    return HopperDecodeTiles(3 if K > 64 else 6, 128, 40)
+
+
+MAX_PIECES = 8
+"""Thread blocks of a cluster on any GPU that has clusters."""
+
+
+def hopper_pieces(num_lists, num_tiles, processors):
+    """Pieces into which lists are cut when there are few of them: a power of two.
+
+    Args:
+        num_tiles: key tiles of a list.
+
+    At most a piece for each multiprocessor, and a key tile for each piece. Not timed yet.
+    """
+    pieces = MAX_PIECES
+    while pieces > 1 and (pieces > num_tiles or pieces * num_lists > processors):
+        pieces //= 2
+    return pieces
 
 
 def hopper_dq(rows, K, entries):

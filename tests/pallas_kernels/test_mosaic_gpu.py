@@ -15,7 +15,6 @@ from pallas_kernels import (
     dispatch,
     mosaic_gpu,
     mosaic_gpu_backward,
-    mosaic_gpu_decode,
     tiles,
 )
 from pallas_kernels.options import Options
@@ -197,30 +196,6 @@ def test_stages_are_reused_without_races(monkeypatch, case):
     inputs = cases.make_inputs(case)
     gradients = _differentiate(inputs, cases.make_cotangents(case), case)
     assert all(jnp.isfinite(x).all() for x in gradients.values())
-
-
-def test_decoding_is_attention_of_each_sequence_at_its_own_length(monkeypatch):
-    case = cases.Case("decode", B=2, T=2, S=200, H=4, G=2, J=8, K=64, dtype="bfloat16")
-    monkeypatch.setattr(mosaic_gpu_decode.tiles, "hopper_pieces", lambda *_: 3)
-    inputs, position_B = cases.make_inputs(case), jnp.asarray([57, 160])
-    selection = inputs.selection
-    interpret = None
-    if not mosaic_gpu.is_hopper(jax.devices()[0]):
-        interpret = plgpu.InterpretGPUParams()
-    out_BTHK, lse_BHT = jax.jit(
-        lambda inputs, position_B: mosaic_gpu_decode.attend(
-            *inputs[:3], inputs.selection, position_B, scale=0.125, interpret=interpret
-        )
-    )(inputs, position_B)
-    for b, position in enumerate(position_B):
-        one = jax.tree.map(lambda x, b=b: x[b : b + 1], (*inputs[:3], selection))
-        expected = block_sparse_attention(
-            *one, scale=0.125, query_offset=position, implementation="reference"
-        )
-        for name, x, y in zip(("out", "lse"), (out_BTHK, lse_BHT), expected):
-            tolerance.assert_close(
-                x[b : b + 1], y, dtype="bfloat16", length=128, name=name
-            )
 
 
 def test_a_score_mod_that_kernels_cannot_differentiate_is_left_to_xla(monkeypatch):
