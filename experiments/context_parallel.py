@@ -7,14 +7,16 @@ the same number of tokens. `bytes_over_union`: blocks sent over blocks that some
 """
 
 import functools
+import itertools
 import statistics
 import time
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bsa.parallel import attend, exchange
 from bsa.parallel import mesh as meshes
@@ -28,6 +30,7 @@ _CAPACITY = flags.DEFINE_integer("capacity", 2048, "Blocks of a round of exchang
 
 H, G, K, C, J = 32, 8, 128, 16, 64
 WINDOW_BLOCKS = 16
+TRANSPORTS = ("exchange", "ring", "all-gather")
 
 
 def make_lists(T: int) -> selection.BlockSelection:
@@ -67,6 +70,87 @@ def share_sent(lists, devices: int, transport: str, capacity: int) -> float | No
     return sent * G / int(wanted.sum())
 
 
+class Call:
+    """One length, number of devices and transport: its arrays' shapes, and both passes, compiled."""
+
+    def __init__(self, T: int, devices: int, transport: str, lists):
+        self.name = {"devices": devices, "tokens": T, "transport": transport}
+        self._lists, self._transport = lists, transport
+        self._capacity = 0 if transport == "all-gather" else _CAPACITY.value
+        self._mesh = jax.make_mesh(
+            (1, 1, devices, 1),
+            meshes.MESH_AXES,
+            axis_types=(AxisType.Auto,) * 4,
+            devices=jax.devices()[:devices],
+        )
+        kind = "ring" if transport == "ring" else "exchange"
+        self._attend = functools.partial(
+            attend.block_sparse_attention,
+            placement=meshes.Placement(self._mesh, kind, self._capacity),
+            scale=K**-0.5,
+            implementation="auto",
+        )
+
+    def shapes(self):
+        """Of q, k, v, the lists, which every device has, and the segments, without arrays."""
+        T, sharding = self.name["tokens"], functools.partial(NamedSharding, self._mesh)
+
+        def heads(axes, num):
+            spec = sharding(meshes.activation_spec(axes))
+            return jax.ShapeDtypeStruct((1, T, num, K), jnp.bfloat16, sharding=spec)
+
+        everywhere = sharding(PartitionSpec())
+        lists = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            self._lists,
+        )
+        segment = jax.ShapeDtypeStruct(
+            (1, T), jnp.int32, sharding=meshes.batch_sharding(self._mesh)
+        )
+        key = heads("BSGK", G)
+        return heads("BTHK", H), key, key, lists, segment
+
+    def compile(self):
+        """Compiles what `measure` times; several calls may do so at once."""
+
+        def loss(q, k, v, lists, segment):
+            out = self._attend(q, k, v, lists, segment)
+            return jnp.square(out.astype(jnp.float32)).mean()
+
+        passes = {
+            "forward": self._attend,
+            "forward+backward": jax.grad(loss, argnums=(0, 1, 2)),
+        }
+        self._passes = {
+            name: jax.jit(function).lower(*self.shapes()).compile()
+            for name, function in passes.items()
+        }
+        return self
+
+    def measure(self):
+        """Rows of both passes."""
+        *shapes, lists, segment = self.shapes()
+        arrays = [
+            jax.jit(
+                functools.partial(jax.random.normal, shape=x.shape, dtype=x.dtype),
+                out_shardings=x.sharding,
+            )(jax.random.key(number))
+            for number, x in enumerate(shapes)
+        ]
+        arrays += [
+            jax.tree.map(
+                lambda x, y: jax.device_put(x, y.sharding), self._lists, lists
+            ),
+            jax.device_put(jnp.zeros(segment.shape, segment.dtype), segment.sharding),
+        ]
+        sent = share_sent(
+            self._lists, self.name["devices"], self._transport, self._capacity
+        )
+        for name, function in self._passes.items():
+            ms = time_ms(function, *arrays)
+            yield self.name | {"pass": name, "ms": ms, "bytes_over_union": sent}
+
+
 def time_ms(function, *arguments) -> float:
     """Median time of a call."""
     jax.block_until_ready(function(*arguments))
@@ -78,72 +162,26 @@ def time_ms(function, *arguments) -> float:
     return 1e3 * statistics.median(times)
 
 
-def measure(T: int, devices: int, transport: str, lists) -> list[dict]:
-    """Rows of one length, number of devices and transport."""
-    capacity = 0 if transport == "all-gather" else _CAPACITY.value
-    mesh = jax.make_mesh(
-        (1, 1, devices, 1),
-        meshes.MESH_AXES,
-        axis_types=(AxisType.Auto,) * 4,
-        devices=jax.devices()[:devices],
-    )
-    kind = "ring" if transport == "ring" else "exchange"
-    placement = meshes.Placement(mesh, kind, capacity)
-
-    def put(axes, key, heads):
-        sharding = NamedSharding(mesh, meshes.activation_spec(axes))
-        make = functools.partial(
-            jax.random.normal, shape=(1, T, heads, K), dtype=jnp.bfloat16
-        )
-        return jax.jit(make, out_shardings=sharding)(jax.random.key(key))
-
-    q, k, v = put("BTHK", 0, H), put("BSGK", 1, G), put("BSGK", 2, G)
-    segment = jax.device_put(jnp.zeros((1, T), jnp.int32), meshes.batch_sharding(mesh))
-    attention = functools.partial(
-        attend.block_sparse_attention,
-        placement=placement,
-        scale=K**-0.5,
-        implementation="auto",
-    )
-
-    def loss(q, k, v, lists, segment):
-        out = attention(q, k, v, lists, segment)
-        return jnp.square(out.astype(jnp.float32)).mean()
-
-    passes = {
-        "forward": jax.jit(attention),
-        "forward+backward": jax.jit(jax.grad(loss, argnums=(0, 1, 2))),
-    }
-    return [
-        {
-            "devices": devices,
-            "tokens": T,
-            "transport": transport,
-            "pass": name,
-            "ms": time_ms(function, q, k, v, lists, segment),
-            "bytes_over_union": share_sent(lists, devices, transport, capacity),
-        }
-        for name, function in passes.items()
-    ]
-
-
 def main(argv: list[str]) -> None:
-    """Measures, prints, records."""
+    """Compiles all, measures one after another, prints and records."""
     del argv
-    numbers = [2**i for i in range(jax.device_count().bit_length())]
-    rows = []
+    several = [2**i for i in range(1, jax.device_count().bit_length())]
+    settings = [(1, "exchange"), *itertools.product(several, TRANSPORTS)]
+    calls = []
     for T in map(int, _TOKENS.value):
         lists = make_lists(T)
-        alone = {}
-        for devices in numbers:
-            for transport in ("exchange", "ring", "all-gather"):
-                for row in measure(T, devices, transport, lists):
-                    alone.setdefault((transport, row["pass"]), row["ms"])
-                    best = alone[transport, row["pass"]]
-                    row["efficiency"] = best / (devices * row["ms"])
-                    rows.append(row)
-                    print(row, flush=True)
-    record.write("context_parallel", provenance.provenance(), rows)
+        calls += [Call(T, *setting, lists) for setting in settings]
+    with futures.ThreadPoolExecutor() as pool:
+        calls = list(pool.map(Call.compile, calls))
+    rows, alone = [], {}
+    for call in calls:
+        for row in call.measure():
+            key = row["tokens"], row["pass"]
+            alone.setdefault(key, row["ms"])
+            row["efficiency"] = alone[key] / (row["devices"] * row["ms"])
+            rows.append(row)
+            print(row, flush=True)
+            record.write("context_parallel", provenance.provenance(), rows)
 
 
 if __name__ == "__main__":
