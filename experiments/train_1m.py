@@ -32,7 +32,7 @@ _STEPS = flags.DEFINE_integer("steps", 20, "Steps; the first two are not timed."
 _TRACE_DIR = flags.DEFINE_string("trace_dir", "", "For traces; none if empty.")
 _ONE = flags.DEFINE_bool("one", False, "Measure one row here, and print it as JSON.")
 
-CELL = ("device", "tokens", "kind")
+CELL = ("device", "tokens", "kind", "choices")
 
 
 def measure(config, tokens: int, kind: str, steps: int) -> dict:
@@ -72,6 +72,7 @@ def measure(config, tokens: int, kind: str, steps: int) -> dict:
         "layers": run.model.L,
         "tokens": tokens,
         "kind": kind,
+        "choices": run.model.index.A,
         "steps": steps,
         "attended_tokens": statistics.mean(attended),
         "tokens_per_s": rate,
