@@ -133,7 +133,9 @@ def _cell(row, form):
 def _rate_table(records):
     flex = _select(records, "time", implementation="flex")
     rows = []
-    for cell, passes in _select(records, "time", implementation="mosaic_gpu").items():
+    ours = _select(records, "time", implementation="mosaic_gpu")
+    for cell in sorted(ours, key=lambda cell: cell[:2]):
+        passes = ours[cell]
         line = [cell[1], f"{cell[0]:,}"]
         for name in ("forward", "forward+backward"):
             line.append(_cell(passes.get(name), "{tflops:.0f} ({of_cudnn:.2f})"))
