@@ -25,5 +25,5 @@ def get_config():
     config.train.update(checkpoint_every_steps=100)
     config.evaluation.update(batches=2, quick_batches=1, passkey_samples=2)
     config.evaluation.update(passkey_tokens=(2**17, 2**20), passkey_depths=3)
-    config.mesh.update(capacity_blocks=2048)
+    config.mesh.update(capacity_blocks=8192)
     return config

@@ -1,6 +1,6 @@
 """Bookmark attention of one row over 1, 2, 4, .. devices of a host: transports, scaling, and how much they send.
 
-    python -m experiments.context_parallel [--tokens=524288,1048576] [--repeats=20]
+    python -m experiments.context_parallel [--tokens=524288,1048576] [--transports=exchange,ring] [--repeats=20]
 
 All-gather is an exchange with room for everything. Efficiency is the time on one device over devices times theirs, at
 the same number of tokens. `bytes_over_union`: blocks sent over blocks that somebody listed, of a forward pass.
@@ -25,12 +25,16 @@ from experiments import record
 from pallas_kernels import selection
 
 _TOKENS = flags.DEFINE_list("tokens", ["524288", "1048576"], "Lengths of the row.")
+_TRANSPORTS = flags.DEFINE_list(
+    "transports", ["exchange", "ring", "all-gather"], "Of rows on several devices."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Timed calls; the median counts.")
-_CAPACITY = flags.DEFINE_integer("capacity", 2048, "Blocks of a round of exchange.")
+_CAPACITY = flags.DEFINE_integer(
+    "capacity", 0, "Blocks of a round of exchange; 0: few more than anybody wants."
+)
 
 H, G, K, C, J = 32, 8, 128, 16, 64
 WINDOW_BLOCKS = 16
-TRANSPORTS = ("exchange", "ring", "all-gather")
 
 
 def make_lists(T: int) -> selection.BlockSelection:
@@ -55,6 +59,12 @@ def make_lists(T: int) -> selection.BlockSelection:
     return selection.BlockSelection(block_id, count, mask, C, C)
 
 
+def room_for_all(lists, devices: int) -> int:
+    """Blocks of a round that takes all that anybody wants, in steps of 256."""
+    wanted = int(exchange.count_blocks(lists, devices).max())
+    return -(-(wanted + 1) // 256) * 256
+
+
 def share_sent(lists, devices: int, transport: str, capacity: int) -> float | None:
     """Blocks sent over blocks wanted; None where nothing is wanted of others."""
     wanted = np.asarray(exchange.count_blocks(lists, devices))[0]
@@ -74,9 +84,16 @@ class Call:
     """One length, number of devices and transport: its arrays' shapes, and both passes, compiled."""
 
     def __init__(self, T: int, devices: int, transport: str, lists):
-        self.name = {"devices": devices, "tokens": T, "transport": transport}
         self._lists, self._transport = lists, transport
-        self._capacity = 0 if transport == "all-gather" else _CAPACITY.value
+        self._capacity = 0
+        if transport == "exchange":
+            self._capacity = _CAPACITY.value or room_for_all(lists, devices)
+        self.name = {
+            "devices": devices,
+            "tokens": T,
+            "transport": transport,
+            "capacity_blocks": self._capacity,
+        }
         self._mesh = jax.make_mesh(
             (1, 1, devices, 1),
             meshes.MESH_AXES,
@@ -166,7 +183,7 @@ def main(argv: list[str]) -> None:
     """Compiles all, measures one after another, prints and records."""
     del argv
     several = [2**i for i in range(1, jax.device_count().bit_length())]
-    settings = [(1, "exchange"), *itertools.product(several, TRANSPORTS)]
+    settings = [(1, "exchange"), *itertools.product(several, _TRANSPORTS.value)]
     calls = []
     for T in map(int, _TOKENS.value):
         lists = make_lists(T)

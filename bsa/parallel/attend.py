@@ -24,7 +24,7 @@ def block_sparse_attention(
 
     Args:
         lists: of the whole row; see `BlockSelection`.
-        segment_id_BT: int32, documents of the row; no attention crosses them.
+        segment_id_BT: int32, documents of the row, each a run of tokens; no attention crosses them.
         bias_BGTJ, mask_mod: as in `dispatch.block_sparse_attention`; on one device a row only.
     Returns:
         out_BTHK in q's dtype; as on one device, but for rounding.

@@ -1,9 +1,15 @@
 """Only what somebody listed is sent: the `exchange` transport of block-sparse attention. Called by `attend`.
 
 Each device asks the devices before it for the blocks that its lists name, each block once. An answer has room for
-`capacity_blocks`; if anybody wants more, there are more rounds, whose results are merged by lse, so nothing is dropped.
+`capacity_blocks`. What comes in the first round is read in one pass with the device's own keys, and backward keeps it; if
+anybody wants more, there are more rounds, whose results are merged by lse, so nothing is dropped; each costs a pass over
+all queries, and the merged result is rounded once more, so room for a round should be ample.
+
 Blocks are served in the order in which the lists first name them: so which round a token's blocks come in, and with it how
-its sums are rounded, depends on earlier tokens only. Gradients of the blocks go back the way they came. Rows and key/value heads are treated alike, as rows of one head.
+its sums are rounded, depends on earlier tokens only. Of what lies before a device, its tokens can read one document alone,
+the one that its first token belongs to; the block in which that one begins, if it does so inside a block, has the same
+place in every head's answer, so that segment ids are the same for all heads. Gradients of the blocks go back the way
+they came.
 """
 
 import dataclasses
@@ -29,21 +35,8 @@ class Rules(sparse.Rules):
 
 def attend_shard(q_BTHK, k_BSGK, v_BSGK, lists, segment_id_BT, rules: Rules):
     """Attention of this device's queries over lists of blocks of the whole row."""
-    B, T, H, K = q_BTHK.shape
-    G = k_BSGK.shape[2]
-
-    def heads_to_rows(x_BTGK):
-        return x_BTGK.swapaxes(1, 2).reshape(B * G, T, -1, K)
-
-    q = heads_to_rows(q_BTHK.reshape(B, T, G, -1))
-    lists = jax.tree.map(lambda x: x.reshape(B * G, 1, *x.shape[2:]), lists)
-    segment_id_BT = jnp.repeat(segment_id_BT, G, axis=0)
-    segment_id_BS = lax.all_gather(segment_id_BT, "context", axis=1, tiled=True)
-    fixed = lists, segment_id_BT, segment_id_BS
-    out, _ = _exchange(
-        rules, q, heads_to_rows(k_BSGK), heads_to_rows(v_BSGK), _plan(rules, fixed)
-    )
-    return out.reshape(B, G, T, H // G, K).swapaxes(1, 2).reshape(B, T, H, K)
+    plan = _plan(rules, lists, segment_id_BT)
+    return _exchange(rules, q_BTHK, k_BSGK, v_BSGK, plan)
 
 
 def count_blocks(lists: selection.BlockSelection, devices: int):
@@ -55,11 +48,9 @@ def count_blocks(lists: selection.BlockSelection, devices: int):
     B, G, Q, _ = lists.block_id_BGQJ.shape
     num = Q * lists.query_block // lists.key_block
     parts = jax.tree.map(
-        lambda x: x.reshape(B * G, devices, Q // devices, *x.shape[3:]), lists
+        lambda x: x.reshape(B, G, devices, Q // devices, *x.shape[3:]), lists
     )
-    first = jax.vmap(lambda part: _first_named(part, num), in_axes=1, out_axes=1)(
-        jax.tree.map(lambda x: x[:, :, None], parts)
-    )
+    first = jax.vmap(lambda part: _first_named(part, num), in_axes=2, out_axes=2)(parts)
     wants = first < NEVER
     count = wants.reshape(B, G, devices, devices, -1).sum(-1, dtype=jnp.int32)
     return jnp.tril(count, -1)
@@ -68,80 +59,111 @@ def count_blocks(lists: selection.BlockSelection, devices: int):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Who gets what when. [rows, devices, N] speaks of the N blocks of each device.
+    """Who gets what when. [B, G, devices, N] speaks of the N blocks of each device.
 
     Attributes:
-        rank: int32[rows, devices, N], the place of a wanted block among those wanted of its owner, -1 for others.
+        rank: int32[B, G, devices, N], the place of a wanted block among those wanted of its owner, -1 for others.
         rounds: int32, the same on all devices of the mesh.
-        fixed: lists, and segment ids of this device and of the whole row.
+        lists: of this device's queries.
+        segment_id_BT: of this device's tokens.
+        start_B: int32, where the document begins that this device's first token belongs to.
     """
 
     rank: jax.Array
     rounds: jax.Array
-    fixed: tuple
+    lists: selection.BlockSelection
+    segment_id_BT: jax.Array
+    start_B: jax.Array
 
 
 def _first_named(lists, num_blocks):
-    """int32[rows, blocks of the whole row]: which entry, of all lists in a row, names each block first; or `NEVER`."""
-    rows = lists.block_id_BGQJ.shape[0]
+    """int32[B, G, blocks of the whole row]: which entry, of all lists of a head, names each block first; or `NEVER`."""
+    B, G = lists.block_id_BGQJ.shape[:2]
     block_id = jnp.where(sparse.listed(lists), lists.block_id_BGQJ, num_blocks)
-    block_id = block_id.reshape(rows, -1)
-    first = jnp.full((rows, num_blocks), NEVER, jnp.int32)
-    entry = jnp.arange(block_id.shape[1], dtype=jnp.int32)
-    return first.at[jnp.arange(rows)[:, None], block_id].min(entry, mode="drop")
+    block_id = block_id.reshape(B, G, -1)
+    first = jnp.full((B, G, num_blocks), NEVER, jnp.int32)
+    entry = jnp.arange(block_id.shape[2], dtype=jnp.int32)
+    row, head, _ = jnp.indices((B, G, 1), sparse=True)
+    return first.at[row, head, block_id].min(entry, mode="drop")
 
 
-def _plan(rules, fixed):
-    lists, _, segment_id_BS = fixed
-    rows, S = segment_id_BS.shape
-    first = _first_named(lists, S // lists.key_block).reshape(rows, rules.devices, -1)
-    # Blocks of later devices are not read: attention is causal.
-    is_before = jnp.arange(rules.devices) < lax.axis_index("context")
-    wanted = (first < NEVER) & is_before[:, None]
-    order = jnp.argsort(first, axis=2)
-    place = jnp.broadcast_to(jnp.arange(first.shape[2], dtype=jnp.int32), first.shape)
-    rank = jnp.put_along_axis(place, order, place, axis=2, inplace=False)
-    rank = jnp.where(wanted, rank, -1)
+def _plan(rules, lists, segment_id_BT):
+    B, T = segment_id_BT.shape
+    C, devices, own = lists.key_block, rules.devices, lax.axis_index("context")
+    segment_id_BS = lax.all_gather(segment_id_BT, "context", axis=1, tiled=True)
+    token = jnp.arange(devices * T, dtype=jnp.int32)
+    is_other_BS = (segment_id_BS != segment_id_BT[:, :1]) & (token < own * T)
+    start_B = jnp.where(is_other_BS, token + 1, 0).max(1)
+
+    # Later devices and other documents are not read. A block that is read in part comes first, for all heads.
+    block, begin_B1 = (
+        jnp.arange(devices * T // C, dtype=jnp.int32),
+        start_B[:, None] // C,
+    )
+    is_edge_BN = (start_B[:, None] % C > 0) & (block == begin_B1)
+    can_read_BN = (block >= begin_B1) & (block < own * T // C)
+    first = _first_named(lists, block.size)
+    first = jnp.where(is_edge_BN[:, None], -1, first)
+    first = jnp.where(can_read_BN[:, None], first, NEVER)
+    first = first.reshape(B, -1, devices, T // C)
+    order = jnp.argsort(first, axis=3)
+    place = jnp.broadcast_to(jnp.arange(T // C, dtype=jnp.int32), first.shape)
+    rank = jnp.put_along_axis(place, order, place, axis=3, inplace=False)
+    rank = jnp.where(first < NEVER, rank, -1)
     rounds = lax.pmax(rank.max() // rules.capacity_blocks + 1, mesh.MESH_AXES)
-    return _Plan(rank, jnp.maximum(rounds, 1), fixed)
+    return _Plan(rank, jnp.maximum(rounds, 1), lists, segment_id_BT, start_B)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _exchange(rules, q_BTHK, k_BSGK, v_BSGK, plan):
-    """All rounds; rows of one key/value head."""
+    """All rounds."""
+    _, *blocks = _fetch(rules, plan, 0, (k_BSGK, v_BSGK))
+    first = _attend(rules, plan, 0, q_BTHK, *blocks)
+    return _read_rest(rules, first, q_BTHK, k_BSGK, v_BSGK, plan)[0]
+
+
+def _read_rest(rules, first, q_BTHK, k_BSGK, v_BSGK, plan):
+    """The result over all rounds from that of the first; between rounds it is kept in q's dtype, in place."""
 
     def round_(i, whole):
-        blocks = _fetch(rules, plan, i, (k_BSGK, v_BSGK))
-        return merge.merge(whole, _attend(rules, plan, i, q_BTHK, *blocks))
+        _, *blocks = _fetch(rules, plan, i, (k_BSGK, v_BSGK))
+        out, lse = merge.merge(whole, _attend(rules, plan, i, q_BTHK, *blocks))
+        return out.astype(q_BTHK.dtype), lse
 
-    out_BTHK, lse_BHT = lax.fori_loop(0, plan.rounds, round_, merge.nothing(q_BTHK))
-    return out_BTHK.astype(q_BTHK.dtype), lse_BHT
+    return lax.fori_loop(1, plan.rounds, round_, first)
 
 
 def _forward(rules, q_BTHK, k_BSGK, v_BSGK, plan):
-    whole = _exchange(rules, q_BTHK, k_BSGK, v_BSGK, plan)
-    return whole, (q_BTHK, k_BSGK, v_BSGK, plan, whole)
+    asked, *blocks = _fetch(rules, plan, 0, (k_BSGK, v_BSGK))
+    first, pull = jax.vjp(functools.partial(_attend, rules, plan, 0), q_BTHK, *blocks)
+    whole = _read_rest(rules, first, q_BTHK, k_BSGK, v_BSGK, plan)
+    return whole[0], (q_BTHK, k_BSGK, v_BSGK, plan, asked, first, pull, whole)
 
 
-def _backward(rules, saved, cotangents):
-    """Fetches again, round by round, and sends the gradients of what was fetched back."""
-    q_BTHK, k_BSGK, v_BSGK, plan, whole = saved
-    inputs = q_BTHK, k_BSGK, v_BSGK
+def _backward(rules, saved, d_out_BTHK):
+    """Sends the gradients of what was fetched back; later rounds are fetched again."""
+    q_BTHK, k_BSGK, v_BSGK, plan, asked, first, pull, whole = saved
+    cotangents = d_out_BTHK, jnp.zeros_like(whole[1])
+    d_first = lax.cond(
+        plan.rounds > 1,
+        lambda d: merge.part_cotangents(whole, first, d),
+        lambda d: d,
+        cotangents,
+    )
+    d_q, *d_blocks = pull(d_first)
+    d_keys = _send_home(rules, plan, asked, d_blocks)
 
     def round_(i, totals):
-        blocks, send_back = jax.vjp(
-            lambda *keys: _fetch(rules, plan, i, keys), k_BSGK, v_BSGK
-        )
+        asked, *blocks = _fetch(rules, plan, i, (k_BSGK, v_BSGK))
         part, pull = jax.vjp(
             functools.partial(_attend, rules, plan, i), q_BTHK, *blocks
         )
         d_q, *d_blocks = pull(merge.part_cotangents(whole, part, cotangents))
-        d_keys = send_back(tuple(d_blocks))
-        return jax.tree.map(jnp.add, totals, (d_q, *d_keys))
+        parts = d_q, *_send_home(rules, plan, asked, d_blocks)
+        return jax.tree.map(jnp.add, totals, parts)
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), inputs)
-    totals = lax.fori_loop(0, plan.rounds, round_, zeros)
-    return *jax.tree.map(lambda d, x: d.astype(x.dtype), totals, inputs), None
+    d_q, *d_keys = lax.fori_loop(1, plan.rounds, round_, (d_q, *d_keys))
+    return d_q, *(d.astype(k_BSGK.dtype) for d in d_keys), None
 
 
 _exchange.defvjp(_forward, _backward)
@@ -157,59 +179,96 @@ def _this_round(rules, plan, number):
 def _fetch(rules, plan, number, keys):
     """Blocks of the devices 1, 2, .. before this one, with room for `capacity_blocks` each, and then all of its own.
 
-    Linear in `keys`, a pair of [rows, T, 1, K]; returned are as many rows of more tokens.
+    Args:
+        keys: k and v, [B, T, G, K].
+    Returns:
+        int32[B, G, devices, capacity], blocks that each device was asked for by this one's place in their rows, N for
+        none; and as many keys of more tokens.
     """
     devices, own = rules.devices, lax.axis_index("context")
-    rows, _, N = plan.rank.shape
+    B, G, _, N = plan.rank.shape
     place = _this_round(rules, plan, number)
-    request = jnp.zeros((rows, devices, rules.capacity_blocks), jnp.int32)
-    row, owner, block = jnp.indices(place.shape, sparse=True)
-    request = request.at[row, owner, place].set(block, mode="drop")
-    asked = lax.all_to_all(request, "context", 1, 1, tiled=True)
+    request = jnp.full((B, G, devices, rules.capacity_blocks), N, jnp.int32)
+    row, head, owner, block = jnp.indices(place.shape, sparse=True)
+    request = request.at[row, head, owner, place].set(block, mode="drop")
+    asked = lax.all_to_all(request, "context", 2, 2, tiled=True)
 
-    blocks = jnp.stack(keys)
-    blocks = blocks.reshape(2, rows, N, -1, *blocks.shape[3:])
-    answers = jax.vmap(jax.vmap(lambda x, i: x[i]), in_axes=(0, None))(blocks, asked)
+    def take(blocks_NCK, id):
+        return blocks_NCK.at[id].get(mode="clip")
+
+    take_heads = jax.vmap(take, in_axes=(2, 0), out_axes=2)
+    cut = [x.reshape(B, N, -1, *x.shape[2:]) for x in keys]
     arrived = []
     for shift in range(1, devices):
-        answer = lax.dynamic_index_in_dim(answers, (own + shift) % devices, 2, False)
+        id = lax.dynamic_index_in_dim(asked, (own + shift) % devices, 2, False)
+        answer = jnp.stack([jax.vmap(take_heads)(x, id) for x in cut])
         pairs = [(i, i + shift) for i in range(devices - shift)]
         arrived.append(lax.ppermute(answer, "context", pairs))
-    known = jnp.concatenate([*arrived, blocks], axis=2)
-    return tuple(known.reshape(2, rows, -1, *known.shape[4:]))
+    known = [
+        jnp.concatenate([*(answer[i] for answer in arrived), x], axis=1)
+        for i, x in enumerate(cut)
+    ]
+    return asked, *(x.reshape(B, -1, *x.shape[3:]) for x in known)
+
+
+def _send_home(rules, plan, asked, d_blocks):
+    """Gradients of what `_fetch` brought, to those who own it: of k and v, in float32."""
+    devices, own, capacity = (
+        rules.devices,
+        lax.axis_index("context"),
+        rules.capacity_blocks,
+    )
+    cut = [d.reshape(len(d), -1, plan.lists.key_block, *d.shape[2:]) for d in d_blocks]
+    totals = [d[:, (devices - 1) * capacity :].astype(jnp.float32) for d in cut]
+
+    def add(total_NCK, id, answer):
+        return total_NCK.at[id].add(answer.astype(jnp.float32), mode="drop")
+
+    add_heads = jax.vmap(jax.vmap(add, in_axes=(2, 0, 2), out_axes=2))
+    for shift in range(1, devices):
+        answer = [d[:, (shift - 1) * capacity :][:, :capacity] for d in cut]
+        pairs = [(i + shift, i) for i in range(devices - shift)]
+        answer = lax.ppermute(jnp.stack(answer), "context", pairs)
+        id = lax.dynamic_index_in_dim(asked, (own + shift) % devices, 2, False)
+        totals = [add_heads(total, id, x) for total, x in zip(totals, answer)]
+    return [x.reshape(len(x), -1, *x.shape[3:]) for x in totals]
 
 
 def _attend(rules, plan, number, q_BTHK, k_BSGK, v_BSGK):
     """Attention to what `_fetch` brought. Own blocks stand last, at their true places, so causality holds as it is."""
-    lists, query_BT, segment_id_BS = plan.fixed
-    devices, own = rules.devices, lax.axis_index("context")
-    rows, _, N = plan.rank.shape
-    own_slot = (devices - 1) * rules.capacity_blocks
+    lists, devices, own = plan.lists, rules.devices, lax.axis_index("context")
+    (B, T), C = plan.segment_id_BT.shape, lists.key_block
+    num_arrived = (devices - 1) * rules.capacity_blocks
     place = _this_round(rules, plan, number)
     shift = (own - jnp.arange(devices)) % devices
     slot = (shift[:, None] - 1) * rules.capacity_blocks + place
     slot = jnp.where(place < rules.capacity_blocks, slot, -1)
-    own_slots = jnp.where(number == 0, own_slot + jnp.arange(N, dtype=jnp.int32), -1)
-    slot = jnp.where(shift[:, None] == 0, own_slots, slot).reshape(rows, -1)
+    own_slots = num_arrived + jnp.arange(T // C, dtype=jnp.int32)
+    own_slots = jnp.where(number == 0, own_slots, -1)
+    slot_BGN = jnp.where(shift[:, None] == 0, own_slots, slot).reshape(
+        *slot.shape[:2], -1
+    )
 
-    # Segment ids of the blocks; what a free place holds is read by nobody.
-    row = jnp.arange(rows)[:, None]
-    segment = segment_id_BS.reshape(rows, devices * N, lists.key_block)
-    key_segment = jnp.zeros((rows, own_slot + N, lists.key_block), jnp.int32)
-    taken = jnp.where(slot < 0, own_slot + N, slot)
-    key_segment = key_segment.at[row, taken].set(segment, mode="drop")
+    # What arrived is of the first token's document, but for a part of the block in which that begins.
+    begin_B1 = plan.start_B[:, None] // C
+    edge_slot_B1 = jnp.take_along_axis(slot_BGN[:, 0], begin_B1, axis=1)
+    is_before_BSC = (jnp.arange(num_arrived) == edge_slot_B1)[..., None] & (
+        jnp.arange(C) < plan.start_B[:, None, None] % C
+    )
+    arrived_BSC = jnp.where(is_before_BSC, NEVER, plan.segment_id_BT[:, :1, None])
+    key_segment_BS = [arrived_BSC.reshape(B, -1), plan.segment_id_BT]
+    key_segment_BS = jnp.concatenate(key_segment_BS, axis=1)
 
     block_id = jnp.where(sparse.listed(lists), lists.block_id_BGQJ, 0)
-    new_id = jax.vmap(lambda slot_N, id: slot_N[id])(slot, block_id)
-    T = q_BTHK.shape[1]
+    new_id = jax.vmap(jax.vmap(lambda slot_N, id: slot_N[id]))(slot_BGN, block_id)
     return dispatch.block_sparse_attention(
         q_BTHK,
         k_BSGK,
         v_BSGK,
         sparse.keep(lists, jnp.where(sparse.listed(lists), new_id, -1)),
         scale=rules.scale,
-        segment_ids=selection.SegmentIds(query_BT, key_segment.reshape(rows, -1)),
+        segment_ids=selection.SegmentIds(plan.segment_id_BT, key_segment_BS),
         query_offset=own * T,
-        key_offset=own * T - own_slot * lists.key_block,
+        key_offset=own * T - num_arrived * C,
         implementation=rules.implementation,
     )

@@ -20,7 +20,7 @@ def merge(whole, part):
     """The result over the keys of both: out_BTHK in float32, and lse_BHT."""
     (out_BTHK, lse_BHT), (part_BTHK, part_lse_BHT) = whole, part
     both_BHT = jnp.logaddexp(lse_BHT, part_lse_BHT)
-    out_BTHK = _share(lse_BHT, both_BHT) * out_BTHK
+    out_BTHK = _share(lse_BHT, both_BHT) * out_BTHK.astype(jnp.float32)
     out_BTHK += _share(part_lse_BHT, both_BHT) * part_BTHK.astype(jnp.float32)
     return out_BTHK, both_BHT
 
