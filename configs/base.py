@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.mass_weight = 0.0  # times the log of a chosen block's own mean mass is taken off them; 1 with score_weight=1: blocks share attention by scores, tokens within a block (Landmark); H = G
     model.score_noise = 0.0  # times Gumbel noise on scores in training, nats, other in each step: blocks beyond the best are read, and so learned, too; at 1 they are drawn by what they promise
     model.taught_rows = 0  # tokens of a row whose dense attention is compared with their scores, see train.teach_weight
+    model.span_mean_blocks = 2.0  # wanted mean length of learned spans, blocks; see train.span_weight
     model.branch_gates = False  # bookmark layers read means of all complete blocks, chosen ones and the local view by three softmaxes, joined by learned gates (NSA); linear in blocks a token, not for decoding
     model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"
 
@@ -56,6 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
     index.C = 16  # tokens per key block: small blocks cost copies, not matrix work, and select better
     index.span_blocks = 1  # longest span of a bookmark, in blocks: it goes on while they are alike; 1: each block is one. A window holds as many
     index.span_min_blocks = 1  # shortest one, but for what a document cuts off; equal to span_blocks: all alike
+    index.spans = "alike"  # what ends a span: "alike" (span_similarity), or "learned" (blocks that turn away from the one before them)
     index.span_similarity = 0.8  # a span ends before the block that is less like its mean than this; see similarity
     index.query_block = 16  # tokens whose choices share one list (at most 32, the bits of a token mask)
     index.J = 64  # longest list of a query block, in blocks; what does not fit is refused in order of time, and counted
@@ -114,6 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.warmup_steps = 50
     train.final_learning_rate_share = 0.1  # the cosine ends at this share of the peak
     train.teach_weight = 0.0  # of that comparison in the loss: scores learn where attention would fall (0.1 to 1)
+    train.span_weight = 0.03  # of the ratio loss that pulls learned spans to their mean length; H-Net's
     train.weight_decay = 0.1  # on matrices only
     train.b1 = 0.9
     train.b2 = 0.95

@@ -93,7 +93,8 @@ def attend(
         )
     if kind == "b":
         memory, choice_BGTA = _choose(
-            *sought, memory, context.count_B, position_BT, view, model
+            *(*sought, heads.boundary, memory),
+            *(context.count_B, position_BT, view, model),
         )
     capacity = context.cache.capacity_tokens + context.cache.piece_tokens
     if kind == "f":
@@ -102,7 +103,7 @@ def attend(
         lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
     handed = {"memory": memory, "reading": None}
     if kind == "b":
-        handed[attention.FOLLOWED] = attention.Followed(lists, None)
+        handed[attention.FOLLOWED] = attention.Followed(lists, None, None)
     weigh = context.weigh and kind == "b"
     if not (weigh or model.is_biased) and kernel.can_read(
         q_BTHK, memory, kind, model.implementation
@@ -183,9 +184,9 @@ def _mix(sought, filter_CGK, memory, count_B, place_BT):
     return memory, (query_BTGK, mixed_BSGK)
 
 
-def _choose(q_BTHK, k_BSGK, memory, count_B, place_BT, view, model):
+def _choose(q_BTHK, k_BSGK, boundary, memory, count_B, place_BT, view, model):
     """The memory with bookmarks of new keys, and what the new tokens choose of the blocks that are kept."""
-    index = grow.append_rows(memory.index, k_BSGK, count_B, model.index)
+    index = grow.append_rows(memory.index, k_BSGK, count_B, model.index, boundary)
     choice_BGTA, _ = route.search_blocks(
         q_BTHK,
         memory.k,

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bsa.index import chapter, digest, link, precision, settings, span
+from bsa.index import chapter, digest, link, precision, settings, span, turn
 from pallas_kernels import shapes
 
 
@@ -42,23 +42,37 @@ class BookmarkIndex:
         ]
 
     @property
+    def judged(self):
+        """What `judge.score` wants of each of the nodes: with the bookmarks', the turns at which their spans begin."""
+        bookmarks, *chapters = self.nodes
+        turn_BGM = None if self.spans is None else self.spans.turn_BGM
+        return [(bookmarks, turn_BGM), *((node, None) for node in chapters)]
+
+    @property
     def member_BGM(self):
         """Of the finest chapters, if there are any."""
         return self.chapters[0].member_BGM if self.chapters else None
 
 
 @jax.named_scope("index")
-def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> BookmarkIndex:
+def build_index(
+    k_BSGK,
+    index: settings.IndexSettings,
+    start_BS=None,
+    boundary: turn.Boundary | None = None,
+) -> BookmarkIndex:
     """Leaves a bookmark at every block of keys, joins them into chapters and links them.
 
     A bookmark holds its own blocks only, so it may be read once these are closed; `route` sees to that, and to
-    chapters being complete. What stands at the last `span_blocks` - 1 blocks is no bookmark yet. Gradients stop here.
+    chapters being complete. What stands at the last `span_blocks` - 1 blocks is no bookmark yet. Gradients stop here, but for
+    those of a span's turns to the boundary.
 
     Args:
         start_BS: int32, place in the row where each token's document begins, which links do not leave; None: one
             document a row. Spans do not either.
+        boundary: what finds learned spans.
     Raises:
-        ValueError: S is no multiple of C, or 0.
+        ValueError: S is no multiple of C, or 0; or spans are learned, and there is no boundary.
     """
     sizes = shapes.check(k_BSGK=k_BSGK, start_BS=start_BS)
     B, S, G, K = (sizes[letter] for letter in "BSGK")
@@ -78,8 +92,11 @@ def build_index(k_BSGK, index: settings.IndexSettings, start_BS=None) -> Bookmar
     parts, spans = mark(k_BGNCK, place_M, index), None
     if index.span_blocks > 1:
         no_rest = jnp.zeros((B, G), jnp.int32)
-        parts, length_BGM = span.settle(parts, place_M, start_BM, no_rest, num, index)
-        spans = span.Spans(length_BGM, start_BM)
+        turn_BGM = turn.find(parts[:2], place_M, start_BM, boundary, index)
+        parts, length_BGM = span.settle(
+            parts, place_M, start_BM, turn_BGM, no_rest, num, index
+        )
+        spans = span.Spans(length_BGM, start_BM, turn_BGM)
     point_BGMRK, log_count_BGMR, quote_id_BGMR = parts
     point_BGMRK, scale_BGMR = precision.pack(point_BGMRK, index.store)
     kept = precision.unpack(point_BGMRK, log_count_BGMR, scale_BGMR)

@@ -48,12 +48,12 @@ def prove(
     if index.store == "bfloat16":  # As `judge.score` compares them.
         q_BGTK = precision.to_bfloat16(q_BGTK)
 
-    def of_group(q_TK, nodes, member_M, low_T, high_T):
-        nodes = [precision.unpack(*node) for node in nodes]
+    def of_group(q_TK, judged, member_M, low_T, high_T):
+        scores = [judge.score(q_TK, node, index) for node in judged]
         if member_M is None:
-            member_M = jnp.arange(nodes[1][0].shape[0] * index.chapter_bookmarks)
-        scores = [judge.score(q_TK, *node, index) for node in nodes]
-        bound_TE = _bound(q_TK, *nodes[0], member_M, index)
+            member_M = jnp.arange(scores[1].shape[1] * index.chapter_bookmarks)
+        (bookmarks, _), *_ = judged
+        bound_TE = _bound(q_TK, *precision.unpack(*bookmarks), member_M, index)
 
         def of_token(scores, bound_E, low, high):
             return _is_proven(scores, bound_E, member_M, low, high, index)
@@ -62,7 +62,8 @@ def prove(
 
     of_row = jax.vmap(of_group, in_axes=(0, 0, 0, None, None))
     q_BGTK = q_BGTK.swapaxes(1, 2)
-    return jax.vmap(of_row)(q_BGTK, bookmarks.nodes, bookmarks.member_BGM, *open_blocks)
+    judged, member_BGM = bookmarks.judged, bookmarks.member_BGM
+    return jax.vmap(of_row)(q_BGTK, judged, member_BGM, *open_blocks)
 
 
 def _is_proven(scores, bound_E, member_M, low, high, index):
@@ -106,7 +107,8 @@ def _is_proven(scores, bound_E, member_M, low, high, index):
 def _bound(q_TK, point_MRK, log_count_MR, member_M, index):
     """What no member of a chapter can score more than, bound_TE; -inf for chapters of no token.
 
-    A mixture's score is at most that of all its tokens at its best point; that of other digests is linear.
+    A mixture's score is at most that of all its tokens at its best point; that of other digests is linear. The log of a
+    learned span's confidence only lowers it.
     """
     M = point_MRK.shape[0]
     query_TK = digest.lift(index.digest, q_TK)

@@ -1,6 +1,6 @@
 """Keys to an index that grows as they come: the same bookmarks, chapters and links as `build` makes of all of them.
 
-Arrays have a fixed capacity. A chunk closes the blocks that it completes; these make spans known, whose digests complete
+The one exception are turns of learned spans, which are the same to rounding. Arrays have a fixed capacity. A chunk closes the blocks that it completes; these make spans known, whose digests complete
 chapters, and then the new bookmarks look for parents. Nothing that a bookmark holds is changed later, but for its list of
 children.
 Called by decoding, with chunks of any length.
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import build, chapter, link, precision, settings, span
+from bsa.index import build, chapter, link, precision, settings, span, turn
 from pallas_kernels import shapes
 
 
@@ -59,7 +59,11 @@ def empty(
             f"capacity_tokens={capacity_tokens} is not one or more whole blocks of C={index.C} tokens"
         )
     zeros = jnp.zeros((batch, capacity_tokens, groups, width), dtype)
-    shape = jax.eval_shape(lambda k: build.build_index(k, index), zeros)
+    square = jax.ShapeDtypeStruct((groups, width, width), jnp.float32)
+    shape = jax.eval_shape(
+        lambda k, boundary: build.build_index(k, index, boundary=boundary),
+        *(zeros, turn.Boundary(square, square)),
+    )
     bookmarks = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
     if index.P:
         links = link.empty(batch, groups, capacity_tokens // index.C, index)
@@ -80,14 +84,18 @@ def per_row(grown: GrowingIndex) -> GrowingIndex:
 
 
 def append_rows(
-    grown: GrowingIndex, k_BSGK, count_B, index: settings.IndexSettings
+    grown: GrowingIndex,
+    k_BSGK,
+    count_B,
+    index: settings.IndexSettings,
+    boundary: turn.Boundary | None = None,
 ) -> GrowingIndex:
     """Takes the first `count` of S keys, in each row as many as are its own; rows are one document each.
 
     Where the keys are few and close no block in any row, the index itself is left alone.
     """
     if k_BSGK.shape[1] >= index.C:
-        return _append_rows(grown, k_BSGK, count_B, index)
+        return _append_rows(grown, k_BSGK, count_B, boundary, index)
     closes = (grown.num_tokens % index.C + count_B >= index.C).any()
     return lax.cond(
         closes,
@@ -96,10 +104,11 @@ def append_rows(
         grown,
         k_BSGK,
         count_B,
+        boundary,
     )
 
 
-def _wait_rows(grown, k_BSGK, count_B):
+def _wait_rows(grown, k_BSGK, count_B, _):
     """`append_rows` of keys that close no block."""
     (B, S), C = k_BSGK.shape[:2], grown.open_BCGK.shape[1]
     num_tokens = grown.num_tokens + count_B
@@ -114,14 +123,14 @@ def _wait_rows(grown, k_BSGK, count_B):
     return GrowingIndex(grown.bookmarks, open_BCGK, num_tokens, is_full)
 
 
-def _append_rows(grown, k_BSGK, count_B, index):
+def _append_rows(grown, k_BSGK, count_B, boundary, index):
     """`append_rows`, whatever the keys close."""
     arrays = (grown.bookmarks, grown.open_BCGK)
 
     def of_row(arrays, num_tokens, is_full, k_SGK, count):
         arrays = jax.tree.map(lambda x: x[None], arrays)
         row = GrowingIndex(*arrays, num_tokens, is_full)
-        row = append(row, k_SGK[None], index, count=count)
+        row = append(row, k_SGK[None], index, count=count, boundary=boundary)
         arrays = jax.tree.map(lambda x: x[0], (row.bookmarks, row.open_BCGK))
         return GrowingIndex(*arrays, row.num_tokens, row.is_full)
 
@@ -134,12 +143,14 @@ def append(
     index: settings.IndexSettings,
     start_BS=None,
     count=None,
+    boundary: turn.Boundary | None = None,
 ) -> GrowingIndex:
     """Takes the keys of the next S tokens.
 
     Args:
         count: int32, how many of the keys there are; what follows them is padding. None: all S.
         start_BS: int32, place in the row where each token's document begins; None: one document a row.
+        boundary: what finds learned spans, always the same.
     Returns:
         The index with them; with `is_full` set and nothing else changed if they do not all fit.
     Raises:
@@ -174,6 +185,7 @@ def append(
         place_M,
         (first, closed),
         start_BS[:, last_M],
+        boundary,
         index,
     )
     still_open = lax.dynamic_slice_in_dim(keys, (closed - first) * C, C, axis=1)
@@ -185,14 +197,14 @@ def append(
     )
 
 
-def _extend(bookmarks, k_BGNCK, place_M, closed, start_BM, index):
+def _extend(bookmarks, k_BGNCK, place_M, closed, start_BM, boundary, index):
     """The index with new bookmarks at their places; those at a place past the capacity are left out."""
     parts = build.mark(k_BGNCK, place_M, index)
     is_taken = place_M[0] < bookmarks.point_BGMRK.shape[2]
     written_M = place_M
     if bookmarks.spans is not None:
-        parts, spans, written_M, place_M, closed = _settle(
-            bookmarks, parts, place_M, start_BM, closed, index
+        parts, spans, written_M, place_M, closed = span.extend(
+            bookmarks, parts, place_M, start_BM, closed, boundary, index
         )
         bookmarks = dataclasses.replace(bookmarks, spans=spans)
         start_BM = spans.start_BM.at[:, place_M].get(mode="clip")
@@ -224,44 +236,6 @@ def _extend(bookmarks, k_BGNCK, place_M, closed, start_BM, index):
     nodes, member_BGM = bookmarks.nodes, bookmarks.member_BGM
     links = link.extend(bookmarks.links, nodes, member_BGM, place_M, low_BM, index)
     return dataclasses.replace(bookmarks, links=links)
-
-
-def _settle(bookmarks, parts, place_M, start_BM, closed, index):
-    """The spans that new blocks make known, together with those before them that were not.
-
-    Args:
-        parts, start_BM: of the new blocks.
-        closed: blocks closed before and after.
-    Returns:
-        parts, the index's `Spans`, and the places of all parts that are new or changed; then the places of spans that
-        came to be known, and how many blocks were known before and after. Places past the capacity stand for none.
-    """
-    spans, capacity = bookmarks.spans, bookmarks.point_BGMRK.shape[2]
-    first, end = (span.num_known(num, index) for num in closed)
-    place_N = first + jnp.arange(place_M.shape[0] + index.span_blocks - 1)
-    new_M = jnp.where(place_M < capacity, place_M - first, place_N.shape[0])
-
-    def behind(array, new, axis):
-        """New entries behind those that were not known."""
-        at = (slice(None),) * axis
-        old = array.at[*at, place_N].get(mode="clip")
-        return old.at[*at, new_M].set(new.astype(old.dtype), mode="drop")
-
-    old = bookmarks.point_BGMRK, bookmarks.log_count_BGMR, bookmarks.quote_id_BGMR
-    point, *others = (behind(array, new, 2) for array, new in zip(old, parts))
-    start_BN = behind(spans.start_BM, start_BM, 1)
-    rest_BG = span.rest(spans.length_BGM, first, index)
-    parts = (point.astype(jnp.float32), *others)
-    parts, length_BGN = span.settle(parts, place_N, start_BN, rest_BG, closed[1], index)
-    is_new = place_M[0] < capacity
-    written_N = jnp.where((place_N < closed[1]) & is_new, place_N, capacity)
-    spans = span.Spans(
-        spans.length_BGM.at[:, :, written_N].set(length_BGN, mode="drop"),
-        spans.start_BM.at[:, written_N].set(start_BN, mode="drop"),
-    )
-    known_M = place_N[: place_M.shape[0]]
-    known_M = jnp.where((known_M < end) & is_new, known_M, capacity)
-    return parts, spans, written_N, known_M, (first, end)
 
 
 def _complete(bookmarks, closed, num, is_taken, index):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import digest, precision, settings, tree
+from bsa.index import digest, precision, settings, tree, turn
 
 GATHERED_BYTES = 2**30
 """Of candidates that are gathered at once, where the compiler doesn't fuse gathering with scoring."""
@@ -18,33 +18,39 @@ def count_batch(token_bytes):
     return 1 << max(0, (GATHERED_BYTES // token_bytes).bit_length() - 1)
 
 
-def score(q_HK, point_MRK, log_count_MR, index: settings.IndexSettings):
+def score(q_HK, judged, index: settings.IndexSettings):
     """`digest.score`, of each token where spans differ in length; NaN for one of none.
 
-    A store in bfloat16 is compared in bfloat16, chapters and queries too, so that a kernel finds the same.
+    The log of the confidence with which it begins joins that of a learned span. A store in bfloat16 is compared in
+    bfloat16, chapters and queries too, so that a kernel finds the same.
+
+    Args:
+        judged: see `build.BookmarkIndex.judged`.
     """
+    node, turn_M = judged
+    point_MRK, log_count_MR = precision.unpack(*node)
     if index.store == "bfloat16":
         q_HK, point_MRK = map(precision.to_bfloat16, (q_HK, point_MRK))
     score_HM = digest.score(index.digest, q_HK, point_MRK, log_count_MR)
     if index.span_blocks == 1:
         return score_HM
-    return score_HM - digest.log_tokens(index.digest, log_count_MR)
+    score_HM -= digest.log_tokens(index.digest, log_count_MR)
+    return score_HM if turn_M is None else score_HM + turn.log_confidence(turn_M)
 
 
-def best_by_points(q, node, choice, index: settings.IndexSettings):
+def best_by_points(q, judged, choice, index: settings.IndexSettings):
     """The best of each token's choice by their digests, as many as it can afford.
 
     Args:
         q: queries of each group's heads [B, G, T, H/G, K].
-        node: of the bookmarks, see `build.BookmarkIndex.nodes`.
+        judged: of the bookmarks, see `build.BookmarkIndex.judged`.
         choice: int32 ids [B, G, T, X], -1 for none.
     """
 
-    def rate(q_HK, node, id_X):
-        node = jax.tree.map(lambda x: x[id_X], node)
-        return score(q_HK, *precision.unpack(*node), index)
+    def rate(q_HK, judged, id_X):
+        return score(q_HK, jax.tree.map(lambda x: x[id_X], judged), index)
 
-    return _best_again(q, node, choice, index, rate, index.R)
+    return _best_again(q, judged, choice, index, rate, index.R)
 
 
 def best_by_keys(q, keys, choice, index: settings.IndexSettings, read):

@@ -2,8 +2,8 @@
 
 Choosing blocks has no gradient. Two ways around it: the score of a chosen block joins its logits, or takes the place of
 their mass, so the loss reaches it (`block_bias`, in decoding too); or scores are taught where attention would fall if it
-read everything (`divergence`). What is learned are the queries and keys, and how keys that stand together are mixed before
-they are digested (`mix`).
+read everything (`divergence`). What is learned are the queries and keys, how keys that stand together are mixed before
+they are digested (`mix`), and where spans begin.
 """
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bsa.index import digest, settings
+from bsa.index import digest, settings, turn
 from pallas_kernels import selection, shapes
 
 GOLDEN = (5**0.5 - 1) / 2
@@ -155,6 +155,7 @@ def divergence(
     *,
     scale: float,
     num_rows: int,
+    spans: turn.Learned | None = None,
 ):
     """How far scores are from where attention falls: KL(attention's mass of blocks || softmax of their scores).
 
@@ -167,6 +168,7 @@ def divergence(
         start_BT: int32, place in the row where each token's document begins.
         open_blocks: low_BT and high_BT, as `LocalView.open_blocks`.
         num_rows: tokens of each row that are asked, spread evenly.
+        spans: learned ones, whose confidence joins the scores of their blocks, and is taught.
     Returns:
         float32, nats: the mean over tokens that may choose between blocks, and over groups. 0 if there are none.
     """
@@ -193,6 +195,10 @@ def divergence(
     q_BGTHK = _by_groups(sought_BTHK[:, place_T], sought_BSGK, scale)
     of_row = jax.vmap(jax.vmap(lambda *x: digest.score(index.digest, *x)))
     score_BGTN = of_row(q_BGTHK.mean(3), *_digests(sought_BSGK, index))
+    if spans is not None:
+        begin_BGN = jnp.maximum(spans.begin_BGM, 0)
+        turn_BGN = jnp.take_along_axis(spans.turn_BGM, begin_BGN, axis=2)
+        score_BGTN += turn.log_confidence(turn_BGN)[:, :, None]
     log_guess = jax.nn.log_softmax(jnp.where(is_open, score_BGTN, -1e30), axis=-1)
     gap_BGT = jnp.where(is_open, share_BGTN * (log_share - log_guess), 0).sum(-1)
     chooses_BT = high_BT - low_BT > 1

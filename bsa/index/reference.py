@@ -25,11 +25,12 @@ def open_blocks(
     return list(range(low, window))
 
 
-def build(k_SK, start_S, index: settings.IndexSettings):
+def build(k_SK, start_S, index: settings.IndexSettings, boundary=None):
     """The index of one head's keys: digests of each level, quotes and links; see `build.BookmarkIndex`.
 
     Args:
         start_S: where each token's document begins.
+        boundary: two matrices, if spans are learned.
     """
     ends = range(index.C, len(k_SK) + 1, index.C)
     bookmarks = []
@@ -40,15 +41,18 @@ def build(k_SK, start_S, index: settings.IndexSettings):
         point_RK = reference_digest.keep(point_RK, index.store)
         bookmarks.append((point_RK, count_R, quotes))
     start_M = [int(start_S[end - 1]) for end in ends]
-    lengths = [1] * len(bookmarks)
+    lengths, turn_M = [1] * len(bookmarks), None
+    if index.spans == "learned":
+        turn_M = reference_span.turns(bookmarks, start_M, boundary, index)
     if index.span_blocks > 1:
-        bookmarks, lengths = reference_span.join(bookmarks, start_M, index)
+        bookmarks, lengths = reference_span.join(bookmarks, start_M, turn_M, index)
     digests = [
         (reference_digest.keep(point_RK, index.store), count_R)
         for point_RK, count_R, _ in bookmarks
     ]
     levels, members = reference_search.group(digests, index)
     made = {"levels": levels, "members": members, "lengths": lengths}
+    made["turns"] = turn_M
     made["quotes"] = [bookmark[2] for bookmark in bookmarks]
     if index.P:
         low_M = [-(-start // index.C) for start in start_M]
@@ -95,7 +99,10 @@ def choose(
         scores = (
             reference_digest.score(index.digest, q_K, *digest) for q_K in compared_HK
         )
-        return [score - np.log(tokens) for score in scores]
+        sure = 1
+        if level == 0 and bookmarks["turns"]:
+            sure = max(bookmarks["turns"][node], 0.05)
+        return [score - np.log(tokens) + np.log(sure) for score in scores]
 
     def by_keys(_, block):
         return np.log(

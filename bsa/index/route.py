@@ -22,7 +22,6 @@ from bsa.index import (
     kernel,
     local,
     pattern,
-    precision,
     settings,
     span,
     tree,
@@ -185,7 +184,7 @@ def _choose(q, keys, bookmarks, open_blocks, noise, index, read):
     else:
         choice, scored = _find_along(q, bookmarks, low, high, index)
     if not index.X and judge.has_budget(index):
-        choice = judge.best_by_points(q, bookmarks.nodes[0], choice, index)
+        choice = judge.best_by_points(q, bookmarks.judged[0], choice, index)
     if bookmarks.spans is not None:
         length_BGM = bookmarks.spans.length_BGM
         choice = span.expand(choice, length_BGM, high, index.X or index.A)
@@ -198,12 +197,17 @@ def _choose(q, keys, bookmarks, open_blocks, noise, index, read):
 
 def _before(bookmarks, num_tokens, index):
     """The index without those of its coarsest nodes that no token before `num_tokens` can see."""
-    *finer, coarsest = bookmarks.nodes
+    *finer, coarsest = bookmarks.judged
     size = -(-num_tokens // (index.C * index.chapter_bookmarks ** len(finer)))
-    point, log_count, *scale = jax.tree.map(lambda x: x[:, :, :size], coarsest)
+    (point, log_count, *scale), turn = jax.tree.map(lambda x: x[:, :, :size], coarsest)
     if not finer:
+        spans = bookmarks.spans
         return dataclasses.replace(
-            bookmarks, point_BGMRK=point, log_count_BGMR=log_count, scale_BGMR=scale[0]
+            bookmarks,
+            point_BGMRK=point,
+            log_count_BGMR=log_count,
+            spans=spans and dataclasses.replace(spans, turn_BGM=turn),
+            scale_BGMR=scale[0],
         )
     *finer, last = bookmarks.chapters
     last = chapter.Chapters(point, log_count, last.member_BGM)
@@ -218,9 +222,9 @@ def _find_flat(q, bookmarks, low, high, index, noise):
     def draw(seed):
         return jax.random.gumbel(jax.random.key(seed), place.shape)
 
-    def of_group(q_THK, node, seed_T, low_T, high_T):
+    def of_group(q_THK, judged, seed_T, low_T, high_T):
         T, H, K = q_THK.shape
-        score = judge.score(q_THK.reshape(T * H, K), *precision.unpack(*node), index)
+        score = judge.score(q_THK.reshape(T * H, K), judged, index)
         is_open = (place >= low_T[:, None]) & (place < high_T[:, None])
         score = judge.pool_heads(score.reshape(T, H, -1), is_open, index.query_pool)
         if seed_T is not None:
@@ -230,7 +234,7 @@ def _find_flat(q, bookmarks, low, high, index, noise):
         )
 
     of_row = jax.vmap(of_group, in_axes=(0, 0, 0, None, None))
-    return jax.vmap(of_row)(q, bookmarks.nodes[0], seed_BGT, low, high)
+    return jax.vmap(of_row)(q, bookmarks.judged[0], seed_BGT, low, high)
 
 
 def _find_along(q, bookmarks, low, high, index):
@@ -252,12 +256,12 @@ def _find_along(q, bookmarks, low, high, index):
                 node = nodes[level]
                 if id_X is not None:
                     node = jax.tree.map(lambda x: x[id_X], node)
-                score_HX = judge.score(q_HK, *precision.unpack(*node), index)
+                score_HX = judge.score(q_HK, node, index)
                 return judge.pool_heads(score_HX, is_open_X, index.query_pool)
 
             id_X, scored = tree.search(
                 rate,
-                [node[0].shape[0] for node in nodes],
+                [node[0][0].shape[0] for node in nodes],
                 low,
                 high,
                 member_M,
@@ -283,4 +287,4 @@ def _find_along(q, bookmarks, low, high, index):
         return lax.map(of_token, (q_THK, low_T, high_T), batch_size=batch)
 
     of_row = jax.vmap(of_group, in_axes=(0, 0, 0, 0, None, None))
-    return jax.vmap(of_row)(q, bookmarks.nodes, bookmarks.member_BGM, links, low, high)
+    return jax.vmap(of_row)(q, bookmarks.judged, bookmarks.member_BGM, links, low, high)

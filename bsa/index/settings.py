@@ -7,6 +7,7 @@ from pallas_kernels import selection
 QUERY_POOLS = ("mean", "heads")
 DIGESTS = ("clusters", "submeans", "minmax", "meanvar", "distinctive")
 SIMILARITIES = ("dot", "cosine", "pearson")
+SPANS = ("alike", "learned")
 LINKED = ("means", "points")
 GROUPED = ("position", "cluster", "chain")
 STORES = ("float32", "bfloat16", "int8")
@@ -54,6 +55,7 @@ class IndexSettings:
     frontier: int
     hops: int
     stride: int = 1
+    spans: str = "alike"
 
     def __post_init__(self):
         self._check_choices()
@@ -87,6 +89,11 @@ class IndexSettings:
                 f"index: spans of {self.span_min_blocks} to {self.span_blocks} blocks; set span_min_blocks to 1 or more and "
                 "span_blocks to no less"
             )
+        if self.spans == "learned" and self.span_min_blocks == self.span_blocks:
+            raise ValueError(
+                f"index: spans='learned' of {self.span_min_blocks} to {self.span_blocks} blocks have nothing to learn; raise "
+                "span_blocks above span_min_blocks"
+            )
         if self.store == "int8" and self.span_blocks > 1:
             raise ValueError(
                 f"index: store='int8' with span_blocks={self.span_blocks}: spans are made of points that are kept, which "
@@ -110,6 +117,7 @@ class IndexSettings:
         for name, known in (
             ("query_pool", QUERY_POOLS),
             ("digest", DIGESTS),
+            ("spans", SPANS),
             ("store", STORES),
             ("route", ROUTES),
             ("chapter_by", GROUPED),

@@ -4,9 +4,13 @@ A span ends before the first block that is less like the mean of its blocks than
 `span_min_blocks`, and never later than `span_blocks`. Equal lengths make it fixed, a shortest one of 1 adaptive. Its
 bookmark stands at its first block; the places of its other blocks hold none, so that ids stay those of blocks.
 
-How long a span from block n would be depends on `span_blocks` blocks from n on and on nothing else. So all lengths are
-found at once, and then which of them lie on the path from the first block. What is known of n is known when those blocks
-are closed, however long the span became: a window of as many blocks keeps what is not known yet from being missed.
+Learned spans end where a block turns away from the one before it, by projections of the means of their keys that a loss
+teaches (`turn`).
+
+How long a span from block n would be depends on `span_blocks` blocks from n on and on nothing else; how surely a learned
+one begins there, on n and the block before. So all lengths are found at once, and then which of them lie on the path from
+the first block. What is known of n is known when those blocks are closed, however long the span became: a window of as many
+blocks keeps what is not known yet from being missed.
 """
 
 import dataclasses
@@ -15,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.index import digest, settings
+from bsa.index import digest, settings, turn
 from pallas_kernels import shapes
 
 
@@ -28,10 +32,12 @@ class Spans:
         length_BGM: int32, blocks of the span that begins at a block, 0 inside of one; what stands at the last
             `span_blocks` - 1 closed blocks means nothing yet.
         start_BM: int32, place in the row where the document of each block's last token begins.
+        turn_BGM: float32, probability that a span begins at a block; None unless spans are learned.
     """
 
     length_BGM: jax.Array
     start_BM: jax.Array
+    turn_BGM: jax.Array | None
 
 
 def num_known(num_blocks, index: settings.IndexSettings):
@@ -39,18 +45,20 @@ def num_known(num_blocks, index: settings.IndexSettings):
     return jnp.maximum(num_blocks - index.span_blocks + 1, 0)
 
 
-def lengths(point_BGNRK, log_count_BGNR, block_id_N, start_BN, index):
+def lengths(digests, block_id_N, start_BN, turn_BGN, index):
     """How many blocks a span from each block would have: int32[B, G, N], too few where the array ends too soon.
 
     A document's spans begin anew at the first block that it may choose, and blocks before that are alone.
 
     Args:
+        digests: point_BGNRK and log_count_BGNR of single blocks.
         block_id_N: int32, rising by one.
         start_BN: as `Spans.start_BM` of these blocks.
+        turn_BGN: of `turn.find`; None: spans are not learned.
     """
+    point_BGNRK, log_count_BGNR = digests
     shapes.check(point_BGNRK=point_BGNRK, log_count_BGNR=log_count_BGNR)
-    first_BN = start_BN // index.C + index.sink_tokens // index.C
-    is_cut_BN = block_id_N <= jnp.maximum(first_BN, -(-start_BN // index.C))
+    is_cut_BN = turn.is_cut(block_id_N, start_BN, index)
     is_cut_BGN = jnp.broadcast_to(is_cut_BN[:, None], point_BGNRK.shape[:3])
     mean_BGNK = digest.centre(index.digest, point_BGNRK, log_count_BGNR)
     total_BGNK, length_BGN = mean_BGNK, jnp.ones_like(is_cut_BGN, jnp.int32)
@@ -58,7 +66,9 @@ def lengths(point_BGNRK, log_count_BGNR, block_id_N, start_BN, index):
     for step in range(1, index.span_blocks):
         next_BGNK = _later(mean_BGNK, step, 0)
         goes_on &= ~_later(is_cut_BGN, step, True)
-        if step >= index.span_min_blocks:
+        if step >= index.span_min_blocks and turn_BGN is not None:
+            goes_on &= _later(turn_BGN, step, 1) < 0.5
+        elif step >= index.span_min_blocks:
             pair = (total_BGNK / step, next_BGNK)
             pair = (digest.direction(x, index.similarity) for x in pair)
             goes_on &= jnp.multiply(*pair).sum(-1) >= index.span_similarity
@@ -67,20 +77,20 @@ def lengths(point_BGNRK, log_count_BGNR, block_id_N, start_BN, index):
     return length_BGN
 
 
-def settle(parts, block_id_N, start_BN, rest_BG, num_closed, index):
+def settle(parts, block_id_N, start_BN, turn_BGN, rest_BG, num_closed, index):
     """Turns closed blocks into spans as far as these are known.
 
     Spans of one block, and the last `span_blocks` - 1 blocks, stay as they are.
 
     Args:
         parts: point_BGNRK, log_count_BGNR and quote_id_BGNR of single blocks.
-        block_id_N, start_BN: as for `lengths`.
+        block_id_N, start_BN, turn_BGN: as for `lengths`.
         rest_BG: as for `begin`.
         num_closed: blocks of the row that are closed.
     Returns:
         The same parts, and `Spans.length_BGM` of these blocks.
     """
-    length_BGN = lengths(*parts[:2], block_id_N, start_BN, index)
+    length_BGN = lengths(parts[:2], block_id_N, start_BN, turn_BGN, index)
     length_BGN = begin(length_BGN, rest_BG, index)
     is_joined_BGN = (block_id_N < num_known(num_closed, index)) & (length_BGN != 1)
 
@@ -91,6 +101,58 @@ def settle(parts, block_id_N, start_BN, rest_BG, num_closed, index):
         )
 
     return tuple(map(choose, _join(parts, length_BGN, index), parts)), length_BGN
+
+
+def extend(bookmarks, parts, place_M, start_BM, closed, boundary, index):
+    """The spans that new blocks make known, together with those before them that were not.
+
+    Args:
+        bookmarks: an index of the full capacity, see `grow`.
+        parts, start_BM: of the new blocks.
+        place_M: their places; past the capacity for none.
+        closed: blocks closed before and after.
+        boundary: what finds learned spans.
+    Returns:
+        parts, the index's `Spans`, and the places of all parts that are new or changed; then the places of spans that
+        came to be known, and how many blocks were known before and after. Places past the capacity stand for none.
+    """
+    spans, capacity = bookmarks.spans, bookmarks.point_BGMRK.shape[2]
+    first, end = (num_known(num, index) for num in closed)
+    place_N = first + jnp.arange(place_M.shape[0] + index.span_blocks - 1)
+    new_M = jnp.where(place_M < capacity, place_M - first, place_N.shape[0])
+
+    def behind(array, new, axis):
+        """New entries behind those that were not known."""
+        at = (slice(None),) * axis
+        old = array.at[*at, place_N].get(mode="clip")
+        return old.at[*at, new_M].set(new.astype(old.dtype), mode="drop")
+
+    old = bookmarks.point_BGMRK, bookmarks.log_count_BGMR, bookmarks.quote_id_BGMR
+    point, *others = (behind(array, new, 2) for array, new in zip(old, parts))
+    start_BN = behind(spans.start_BM, start_BM, 1)
+    rest_BG = rest(spans.length_BGM, first, index)
+    parts = (point.astype(jnp.float32), *others)
+    turn_BGN, turn_BGM = turn.find(parts[:2], place_N, start_BN, boundary, index), None
+    if (
+        turn_BGN is not None
+    ):  # The first of these has nothing before it, but is no new one.
+        turn_BGN = turn_BGN[:, :, jnp.minimum(new_M, place_N.shape[0] - 1)]
+        turn_BGN = behind(spans.turn_BGM, turn_BGN, 2)
+    parts, length_BGN = settle(
+        parts, place_N, start_BN, turn_BGN, rest_BG, closed[1], index
+    )
+    is_new = place_M[0] < capacity
+    written_N = jnp.where((place_N < closed[1]) & is_new, place_N, capacity)
+    if turn_BGN is not None:
+        turn_BGM = spans.turn_BGM.at[:, :, written_N].set(turn_BGN, mode="drop")
+    spans = Spans(
+        spans.length_BGM.at[:, :, written_N].set(length_BGN, mode="drop"),
+        spans.start_BM.at[:, written_N].set(start_BN, mode="drop"),
+        turn_BGM,
+    )
+    known_M = place_N[: place_M.shape[0]]
+    known_M = jnp.where((known_M < end) & is_new, known_M, capacity)
+    return parts, spans, written_N, known_M, (first, end)
 
 
 def begin(length_BGN, rest_BG, index: settings.IndexSettings):
@@ -120,6 +182,16 @@ def rest(length_BGM, num_known, index: settings.IndexSettings):
     place = num_known - step
     left = length_BGM.at[:, :, jnp.maximum(place, 0)].get(mode="clip") - step
     return jnp.where(place >= 0, left, 0).max(-1, initial=0)
+
+
+def learned(spans: Spans | None, index: settings.IndexSettings):
+    """Whole rows' spans as `turn.Learned`, for losses; None unless they are learned."""
+    if index.spans != "learned":
+        return None
+    place_M = jnp.arange(spans.length_BGM.shape[2], dtype=jnp.int32)
+    begin_BGM = lax.cummax(jnp.where(spans.length_BGM > 0, place_M, -1), axis=2)
+    is_known_M = place_M < num_known(place_M.shape[0], index)
+    return turn.Learned(jnp.where(is_known_M, begin_BGM, -1), spans.turn_BGM)
 
 
 def expand(place_BGTX, length_BGM, high_BT, num: int):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from bsa.index import learn, local, metrics, unite
+from bsa.index import learn, local, metrics, turn, unite
 from bsa.model import dense, settings
 from bsa.parallel import attend as attend_lib
 from bsa.parallel import mesh, select
@@ -35,6 +35,7 @@ class Heads(NamedTuple):
             softmax of its own; None: one softmax over what is chosen and the local view.
         noise: on scores, as `route.search_blocks` wants it; None: there is none.
         filter_CGK: how those keys are mixed first, see `learn.mix`; None: not at all.
+        boundary: what finds learned spans; None: spans are not learned.
     """
 
     q_BTHK: jax.Array
@@ -44,6 +45,7 @@ class Heads(NamedTuple):
     gates: tuple[jax.Array, jax.Array, jax.Array] | None = None
     noise: tuple[jax.Array, float] | None = None
     filter_CGK: jax.Array | None = None
+    boundary: turn.Boundary | None = None
 
 
 class Followed(NamedTuple):
@@ -52,10 +54,12 @@ class Followed(NamedTuple):
     Attributes:
         lists: they read what it selected.
         sought: queries and keys of its index, which their attention teaches too; None in decoding.
+        spans: of its index, taught as well; None in decoding, and if they are not learned.
     """
 
     lists: selection.BlockSelection
     sought: tuple[jax.Array, jax.Array] | None
+    spans: turn.Learned | None
 
 
 def attend(
@@ -78,8 +82,8 @@ def attend(
     Returns:
         out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
         `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`, `selection_entropy`,
-        `unread_bookmarks`, the lists as `selection`, and `followed`; if rows are taught, for them and those that follow
-        `selection_divergence`.
+        `unread_bookmarks`, the lists as `selection`, and `followed`; if spans are learned `span_ratio`, a loss, and
+        `span_blocks`, their mean length; if rows are taught, for them and those that follow `selection_divergence`.
     Raises:
         ValueError: selection is to be learned, or branches are to be joined, in rows that lie on several devices.
     """
@@ -96,18 +100,21 @@ def attend(
 
     rules = {"scale": scale, "implementation": model.implementation}
     view, segment_id_BT, mask_mod = _view(position_BT, segment_id_BT, model, layer)
+    spans = None
     if kind == "b":
-        where = view, model.index, placement
-        (count_BGM, scored_BGT), lists, refused_BGQ = select.choose(
-            *heads.sought, *where, noise=heads.noise, **rules
+        (*counts, spans), lists, refused_BGQ = select.choose(
+            *(*heads.sought, view, model.index, placement),
+            noise=heads.noise,
+            boundary=heads.boundary,
+            **rules,
         )
     elif kind == "f":
-        lists = followed.lists
+        lists, spans = followed.lists, followed.spans
         heads = heads._replace(sought=followed.sought)
     else:
         lists, _ = select.read_locally(view, model.index, model.G, placement)
     lists = lists if kind == "f" else checkpoint_name(lists, SAVED)
-    bias_BGTJ, learned = _learn(heads, lists, view, model, layer, placement)
+    bias_BGTJ, learned = _learn(heads, lists, spans, view, model, layer, placement)
 
     def read(lists, bias_BGTJ=None):
         return attend_lib.block_sparse_attention(
@@ -127,17 +134,21 @@ def attend(
     attended = _attended_tokens(layer, lists, view, position_BT, model)
     figures = {"attended_tokens": attended} | learned
     if kind == "b":
-        entropy, unread = metrics.bookmark_use(count_BGM, view)
-        figures |= {
-            "scored_nodes": scored_BGT.mean(1, dtype=jnp.float32),
-            "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * model.index.C,
-            "refused_choices": refused_BGQ.mean(dtype=jnp.float32),
-            "selection_entropy": entropy,
-            "unread_bookmarks": unread,
-            SAVED: lists,
-            FOLLOWED: Followed(lists, heads.sought),
-        }
+        figures |= _of_choices(*counts, lists, refused_BGQ, view)
+        figures |= {SAVED: lists, FOLLOWED: Followed(lists, heads.sought, spans)}
     return out_BTHK, figures
+
+
+def _of_choices(count_BGM, scored_BGT, lists, refused_BGQ, view):
+    """Figures of what a bookmark layer looked at, chose and had no room for."""
+    entropy, unread = metrics.bookmark_use(count_BGM, view)
+    return {
+        "scored_nodes": scored_BGT.mean(1, dtype=jnp.float32),
+        "union_tokens": lists.count_BGQ.mean(dtype=jnp.float32) * lists.key_block,
+        "refused_choices": refused_BGQ.mean(dtype=jnp.float32),
+        "selection_entropy": entropy,
+        "unread_bookmarks": unread,
+    }
 
 
 def _join(gates, *branches):
@@ -196,11 +207,14 @@ def _mix(heads, model):
     return heads._replace(sought=(query_BTGK, key_BSGK))
 
 
-def _learn(heads, lists, view, model, layer, placement):
-    """By what selection is learned: the bias of chosen blocks, and how far scores are from where attention would fall."""
+def _learn(heads, lists, spans, view, model, layer, placement):
+    """By what selection is learned: the bias of chosen blocks, how far scores are from where attention would fall, and spans."""
     bias_BGTJ, figures, scale = None, {}, heads.q_BTHK.shape[-1] ** -0.5
     if model.pattern[layer] not in "bf":
         return bias_BGTJ, figures
+    if spans is not None and model.pattern[layer] == "b":
+        found = turn.ratio(spans, model.span_mean_blocks)
+        figures |= dict(zip(("span_ratio", "span_blocks"), found))
     if model.is_biased and model.pattern[layer] == "b":
         attending = heads.q_BTHK, heads.k_BSGK
         bias_BGTJ = select.bias(
@@ -222,6 +236,7 @@ def _learn(heads, lists, view, model, layer, placement):
             model.index,
             scale=scale,
             num_rows=min(model.taught_rows, heads.q_BTHK.shape[1]),
+            spans=spans,
         )
     return bias_BGTJ, figures
 

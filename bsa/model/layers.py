@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from bsa.index import turn
 from bsa.model import attention, rope, settings
 from bsa.parallel import mesh, pieces
 
@@ -86,6 +87,8 @@ class Attention(nn.Module):
             init = nn.initializers.normal(INITIAL_STD)
             filter_CGK = self.param("route_filter_CGK", init, sizes)
             heads = heads._replace(filter_CGK=filter_CGK)
+        if m.index.spans == "learned":
+            heads = heads._replace(boundary=self._boundary())
         if m.branch_gates:
             heads = heads._replace(gates=self._gates(x_BTD))
         if m.score_noise and self.has_rng("noise"):
@@ -106,6 +109,20 @@ class Attention(nn.Module):
                 )
             )
             for name in ("route_query", "route_key")
+        )
+
+    def _boundary(self):
+        """What finds learned spans: at first the keys themselves (H-Net)."""
+        m = self.model
+        width = m.route_width or m.K
+
+        def identity(_, shape):
+            return jnp.broadcast_to(jnp.eye(width), shape)
+
+        shape = m.G, width, width
+        return turn.Boundary(
+            self.param("span_before_GKK", identity, shape),
+            self.param("span_after_GKK", identity, shape),
         )
 
     def _gates(self, x_BTD):

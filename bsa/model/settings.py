@@ -49,6 +49,7 @@ class ModelSettings:
     score_noise: float = 0.0
     taught_rows: int = 0
     branch_gates: bool = False
+    span_mean_blocks: float = 2.0
 
     def __post_init__(self):
         for name in "DHGKFVL":
@@ -122,6 +123,14 @@ class ModelSettings:
             raise ValueError(
                 f"model: route_taps={self.route_taps} with route_width={self.route_width}: 2 to C={self.index.C} keys of the "
                 "index's own are mixed, or 0 are; set route_width"
+            )
+        shortest, longest = self.index.span_min_blocks, self.index.span_blocks
+        if self.index.spans == "learned" and not (
+            max(1, shortest) < self.span_mean_blocks < longest
+        ):
+            raise ValueError(
+                f"model: span_mean_blocks={self.span_mean_blocks} is to lie between index.span_min_blocks={shortest} and "
+                f"index.span_blocks={longest}"
             )
         if self.mass_weight and self.H != self.G:
             raise ValueError(

@@ -21,6 +21,7 @@ from bsa.index import (
     route,
     settings,
     span,
+    turn,
     unite,
 )
 from bsa.parallel import mesh
@@ -57,14 +58,16 @@ def choose(
     scale: float,
     implementation: str = "xla",
     noise=None,
+    boundary: turn.Boundary | None = None,
 ):
     """Builds the index, routes each token, and unites what it chose with what it reads anyway.
 
     Args:
         implementation, noise: as in `route.search_blocks`.
+        boundary: what finds learned spans.
     Returns:
-        count_BGM, how many tokens chose each bookmark, and scored_BGT of `route.search`; and the lists and refused_BGQ
-        of `unite.unite`.
+        count_BGM, how many tokens chose each bookmark, scored_BGT of `route.search`, and a `turn.Learned` or None; the
+        lists; and refused_BGQ of `unite.unite`.
     Raises:
         ValueError: shards are not whole blocks, heads do not divide, or the exact step is asked for across shards.
     """
@@ -75,11 +78,11 @@ def choose(
             f"index.X={index.X}: the exact step reads keys of other devices; set X=0 or mesh.context=1"
         )
 
-    def choose_shard(q_BTHK, k_BSGK, view, seed_BGT=None):
+    def choose_shard(q_BTHK, k_BSGK, view, seed_BGT, boundary):
         if devices == 1:
-            bookmarks = build.build_index(k_BSGK, index, view.start_BT)
+            bookmarks = build.build_index(k_BSGK, index, view.start_BT, boundary)
         else:
-            bookmarks = build_shard(k_BSGK, view.start_BT, index, devices)
+            bookmarks = build_shard(k_BSGK, view.start_BT, index, devices, boundary)
         B, T, G, K = k_BSGK.shape
         keys = k_BSGK.reshape(B, T // index.C, index.C, G, K).transpose(0, 3, 1, 2, 4)
         choice_BGTA, scored_BGT = route.search_blocks(
@@ -104,17 +107,18 @@ def choose(
         count_BGM = metrics.count_choices(choice_BGTA, S // index.C)
         if devices > 1:
             count_BGM = lax.psum(count_BGM, "context")
-        return (count_BGM, scored_BGT), lists, refused_BGQ
+        learned = span.learned(bookmarks.spans, index)
+        return (count_BGM, scored_BGT, learned), lists, refused_BGQ
 
     _check_blocks(S, index, devices)
-    arrays, inputs = (q_BTHK, k_BSGK, view), ("BTHK", "BSGK", _axes_of_view(view))
-    if noise is not None:
-        arrays, inputs = (*arrays, noise[0]), (*inputs, "BGT")
+    more = None if noise is None else noise[0], boundary
+    axes_of_more = jax.tree.map(lambda x: "BGT" if x is more[0] else "GKK", more)
+    axes_of_learned = turn.Learned("BGM", "BGM") if boundary else None
     return placement.run_on_shards(
         choose_shard,
-        inputs=inputs,
-        outputs=(("BGM", "BGT"), _axes_of_lists(index), "BGQ"),
-    )(*arrays)
+        inputs=("BTHK", "BSGK", _axes_of_view(view), *axes_of_more),
+        outputs=(("BGM", "BGT", axes_of_learned), _axes_of_lists(index), "BGQ"),
+    )(q_BTHK, k_BSGK, view, *more)
 
 
 def bias(
@@ -160,13 +164,18 @@ def bias(
 
 
 def build_shard(
-    k_BSGK, start_BS, index: settings.IndexSettings, devices: int
+    k_BSGK,
+    start_BS,
+    index: settings.IndexSettings,
+    devices: int,
+    boundary: turn.Boundary | None = None,
 ) -> build.BookmarkIndex:
     """`build.build_index` of a row of which this device holds a part; the index is whole on every device.
 
     Args:
         start_BS: int32, place in the whole row where each token's document begins.
         devices: along "context".
+        boundary: what finds learned spans.
     """
     sizes = shapes.check(k_BSGK=k_BSGK, start_BS=start_BS)
     B, S, G, K = (sizes[letter] for letter in "BSGK")
@@ -177,7 +186,7 @@ def build_shard(
     start_BM = start_BS[:, index.C - 1 :: index.C]
     parts, spans = build.mark(k_BGNCK, own_M, index), None
     if index.span_blocks > 1:
-        parts, spans = _spans(parts, own_M, start_BM, index, devices)
+        parts, spans = _spans(parts, own_M, start_BM, boundary, index, devices)
     point, log_count, quote = parts
     point, scale = precision.pack(point, index.store)
     kept = precision.unpack(point, log_count, scale)
@@ -200,27 +209,28 @@ def build_shard(
     return dataclasses.replace(bookmarks, links=links)
 
 
-def _spans(parts, own_M, start_BM, index, devices):
+def _spans(parts, own_M, start_BM, boundary, index, devices):
     """The parts of this device's blocks as `span.settle` makes them, and the `Spans` of all."""
     num, more = own_M.shape[0], index.span_blocks - 1
     total = num * devices
     whole_start_BM = lax.all_gather(start_BM, "context", axis=1, tiled=True)
 
-    # A device's own blocks, and as many after them as it takes to know how long the last one's span is.
-    id_N = own_M[0] + jnp.arange(num + more, dtype=jnp.int32)
-    within_N = jnp.minimum(id_N, total - 1)
-    near, start_BN = (
-        jax.tree.map(lambda x: x[:, :, within_N], _gather(parts)),
-        whole_start_BM[:, within_N],
-    )
-    own_length = span.lengths(*near[:2], id_N, start_BN, index)[:, :, :num]
+    # A device's own blocks, the one before them, and as many after as it takes to know how long the last one's span is.
+    id_N = own_M[0] - 1 + jnp.arange(1 + num + more, dtype=jnp.int32)
+    within_N = jnp.clip(id_N, 0, total - 1)
+    near = jax.tree.map(lambda x: x[:, :, within_N], _gather(parts))
+    start_BN = whole_start_BM[:, within_N]
+    turn_BGN = turn.find(near[:2], id_N, start_BN, boundary, index)
+    id_N, start_BN = id_N[1:], start_BN[:, 1:]
+    near, turn_BGN = jax.tree.map(lambda x: x[:, :, 1:], (near, turn_BGN))
+    own_length = span.lengths(near[:2], id_N, start_BN, turn_BGN, index)[:, :, :num]
     length_BGM = span.begin(
         _gather(own_length), jnp.zeros(own_length.shape[:2], jnp.int32), index
     )
     rest_BG = span.rest(length_BGM, own_M[0], index)
-    near, _ = span.settle(near, id_N, start_BN, rest_BG, total, index)
-    own = jax.tree.map(lambda x: x[:, :, :num], near)
-    return own, span.Spans(length_BGM, whole_start_BM)
+    near, _ = span.settle(near, id_N, start_BN, turn_BGN, rest_BG, total, index)
+    own, turn_BGM = jax.tree.map(lambda x: x[:, :, :num], (near, turn_BGN))
+    return own, span.Spans(length_BGM, whole_start_BM, _gather(turn_BGM))
 
 
 def _chapters(point_BGMRK, log_count_BGMR, first_id, index, devices):

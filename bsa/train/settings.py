@@ -28,6 +28,7 @@ class TrainSettings:
     warmup_steps: int
     final_learning_rate_share: float
     teach_weight: float
+    span_weight: float
     weight_decay: float
     b1: float
     b2: float
@@ -125,11 +126,14 @@ class RunSettings:
                             f"T={-(-length // getattr(index, name)) * getattr(index, name)} would work"
                         )
         if self.pretrained.source and (
-            self.model.route_width or self.model.branch_gates
+            self.model.route_width
+            or self.model.branch_gates
+            or self.model.index.spans == "learned"
         ):
             raise ValueError(
-                f"model.route_width={self.model.route_width}, branch_gates={self.model.branch_gates}: a published checkpoint "
-                "has no queries of an index and no gates; set them to 0 and False"
+                f"model.route_width={self.model.route_width}, branch_gates={self.model.branch_gates}, "
+                f"index.spans={self.model.index.spans!r}: a published checkpoint has no queries of an index, no gates and no "
+                "boundaries; set them to 0, False and 'alike'"
             )
         if self.train.teach_weight and not self.model.taught_rows:
             raise ValueError(

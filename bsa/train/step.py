@@ -81,8 +81,8 @@ def make_train_step(
     """Compiles (state, batch) -> (state, figures); the state's memory is reused.
 
     The loss is the mean over the whole batch's weights, so that micro-batches give the same gradient as one batch. To what
-    is minimised, not to the loss reported, `teach_weight` adds the layers' `selection_divergence`, a mean of each
-    micro-batch and layer. Noise on scores depends on the run's seed and on the step; micro-batches share it.
+    is minimised, not to the loss reported, `teach_weight` adds the layers' `selection_divergence` and `span_weight` their
+    `span_ratio`, means of each micro-batch and layer. Noise on scores depends on the run's seed and on the step; micro-batches share it.
     Figures are float32 scalars: `loss` (nats a token), `bits_per_byte`, `gradient_norm`, `learning_rate`, and those of
     the attention layers.
 
@@ -104,9 +104,12 @@ def make_train_step(
             nll_BT, _, figures = _forward(params, part, reading, mesh, noise_key)
             nats = (nll_BT * part["weight_BT"]).sum() / total
             figures["loss"] = nats * run.train.accumulation_steps
-            if run.train.teach_weight and "selection_divergence" in figures:
-                taught = figures["selection_divergence"] * run.train.teach_weight
-                nats += taught / run.train.accumulation_steps
+            for name, weight in (
+                ("selection_divergence", run.train.teach_weight),
+                ("span_ratio", run.train.span_weight),
+            ):
+                if weight and name in figures:
+                    nats += figures[name] * weight / run.train.accumulation_steps
             return nats, figures
 
         _, figures, gradient = _accumulate(

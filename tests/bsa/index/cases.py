@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from bsa.index import build, local, route
+from bsa.index import build, local, route, turn
 from bsa.index.settings import DIGESTS, GROUPED, LINKED, SIMILARITIES, IndexSettings
 
 BASE = IndexSettings(
@@ -48,6 +48,7 @@ EVERYTHING = dataclasses.replace(
     BASE,
     C=2,
     span_blocks=3,
+    spans="learned",
     A=3,
     top_p=0.61,
     query_pool="heads",
@@ -63,8 +64,23 @@ EVERYTHING = dataclasses.replace(
 )
 SCALE = 0.5
 
-build_index = jax.jit(build.build_index, static_argnums=1)
+_build_index = jax.jit(build.build_index, static_argnums=1)
 search = jax.jit(functools.partial(route.search, scale=SCALE), static_argnames="index")
+
+
+def boundary(index, k_BSGK):
+    """Projections that turn as often as not, where spans are learned."""
+    if index.spans != "learned":
+        return None
+    G, K = k_BSGK.shape[2:]
+    random = np.random.default_rng(K)
+    return turn.Boundary(
+        *jnp.asarray(random.normal(size=(2, G, K, K)).astype(np.float32))
+    )
+
+
+def build_index(k_BSGK, index, start_BS=None):
+    return _build_index(k_BSGK, index, start_BS, boundary(index, k_BSGK))
 
 
 @st.composite
@@ -74,6 +90,7 @@ def indices(draw, routes=("flat", "chapters", "graph")):
     two = digest in ("minmax", "meanvar")
     grouped = draw(st.sampled_from(["position", *GROUPED]))
     shortest, longest = draw(st.sampled_from([(1, 1), (1, 1), (1, 3), (2, 4), (2, 2)]))
+    kinds = ["learned", "alike"] if shortest < longest else ["alike"]
     stores = ["float32", "float32", "bfloat16", *(["int8"] if longest == 1 else [])]
     index = dataclasses.replace(
         BASE,
@@ -83,6 +100,7 @@ def indices(draw, routes=("flat", "chapters", "graph")):
         A=draw(st.integers(2, 3)),
         span_blocks=longest,
         span_min_blocks=shortest,
+        spans=draw(st.sampled_from(kinds)),
         sink_tokens=C * draw(st.integers(0, 1)),
         R=2 if two else draw(st.integers(1, C)),
         chapter_R=2 if two else draw(st.integers(1, 2)),

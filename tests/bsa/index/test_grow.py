@@ -71,11 +71,20 @@ def test_growing(index, seed, documents, kinds, spare_blocks, chunks):
         if taken + size > T:
             continue
         part = slice(taken, taken + size)
-        grown = append(grown, k[:, part], index=index, start_BS=view.start_BT[:, part])
+        grown = append(
+            *(grown, k[:, part]),
+            index=index,
+            start_BS=view.start_BT[:, part],
+            boundary=cases.boundary(index, k),
+        )
         taken += size
     assert int(grown.num_tokens) == T and not grown.is_full
     built = cases.build_index(k, index, view.start_BT)
     assert_same(used(grown.bookmarks, T, index), used(built, T, index))
+    if index.spans == "learned":
+        num = int(span.num_known(T // index.C, index))
+        turns = (x.spans.turn_BGM[:, :, :num] for x in (grown.bookmarks, built))
+        np.testing.assert_allclose(*turns, atol=1e-6)
 
     k_capacity = jnp.pad(k, ((0, 0), (0, spare_blocks * index.C), (0, 0), (0, 0)))
     choice, scored = cases.search(q, k_capacity, grown.bookmarks, view, index=index)

@@ -67,8 +67,10 @@ def test_index_and_choices(index, seed, documents, kinds):
     q, k, start_T, choice_BGTA, scored_BGT, bookmarks = jax.device_get(
         (q, k, view.start_BT[0], choice_BGTA, scored_BGT, bookmarks)
     )
+    boundary = jax.device_get(cases.boundary(index, k))
     for g in range(2):
-        expected = reference.build(k[0, :, g], start_T, index)
+        own = boundary and [x[g] for x in boundary]
+        expected = reference.build(k[0, :, g], start_T, index, own)
         check_nodes(bookmarks, expected, g)
         cases.check_spans(bookmarks.spans, expected["lengths"], index, g)
         check_links(bookmarks.links, expected["links"], index, g)

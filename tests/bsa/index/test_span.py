@@ -1,13 +1,14 @@
 """Spans follow what a text is about, are ranked by what a token of theirs is worth, and are read block by block."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bsa.index import span
+from bsa.index import build, span, turn
 from tests.bsa.index import cases
 
 INDEX = dataclasses.replace(
@@ -63,6 +64,47 @@ def test_spans_are_ranked_by_density_and_read_block_by_block():
     assert choice[0, 0, 8:10].tolist() == [[1, -1]] * 2, "the rest is in the window"
 
 
+def test_learned_spans_begin_where_projections_turn_away():
+    """Those that swap two topics see a turn where nothing changes, and none where they change into each other."""
+    index = dataclasses.replace(INDEX, spans="learned", span_blocks=4)
+    k = keys_about([5, 0, 0, 1, 0, 1, 1, 1, 2, 2, 2, 2])
+    same = jnp.eye(8)
+    swapped = same[jnp.array([1, 0, *range(2, 8)])]
+    boundary = turn.Boundary(swapped[None], same[None])
+    spans = build.build_index(k, index, boundary=boundary).spans
+    turns = [1, 1, 0.5, 0, 0, 0, 0.5, 0.5, 0.5, 0, 0, 0]
+    np.testing.assert_allclose(spans.turn_BGM[0, 0], turns, atol=1e-6)
+    assert spans.length_BGM[0, 0, :9].tolist() == [1, 1, 4, 0, 0, 0, 1, 1, 4]
+
+
+@pytest.mark.parametrize("mean_blocks", [1.5, 3.0])
+def test_the_ratio_loss_teaches_how_long_spans_are(mean_blocks):
+    """From keys that make them longer or shorter at first."""
+    index = dataclasses.replace(INDEX, spans="learned", span_blocks=4)
+    _, k = cases.queries_and_keys(1, (2, 512, 2, 2, 8), index, 0)
+    k += 0.4
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(boundary):
+        spans = build.build_index(k, index, boundary=boundary).spans
+        return turn.ratio(span.learned(spans, index), mean_blocks)
+
+    boundary, found = turn.Boundary(*jnp.tile(jnp.eye(8), (2, 2, 1, 1))), []
+    for _ in range(60):
+        (_, length), gradient = loss(boundary)
+        boundary = jax.tree.map(lambda x, g: x - 4 * g, boundary, gradient)
+        found.append(float(length))
+    assert 2.5 < found[0] < 2.9
+    assert abs(np.mean(found[-10:]) - mean_blocks) < 0.1
+
+
+def test_learned_spans_without_projections_say_so():
+    index = dataclasses.replace(INDEX, spans="learned")
+    with pytest.raises(ValueError, match="needs the projections"):
+        build.build_index(keys_about([0, 1]), index)
+
+
 def test_spans_follow_each_other():
     random = np.random.default_rng(0)
     length_BGN = random.integers(1, 4, (2, 3, 40))
@@ -88,3 +130,5 @@ def test_a_window_shorter_than_a_span_says_so():
 def test_lengths_that_do_not_fit_say_why(shortest, longest):
     with pytest.raises(ValueError, match="spans of"):
         dataclasses.replace(cases.BASE, span_min_blocks=shortest, span_blocks=longest)
+    with pytest.raises(ValueError, match="nothing to learn"):
+        dataclasses.replace(cases.BASE, spans="learned")

@@ -50,6 +50,7 @@ def one_document(batch=2):
 SHORTLIST = dataclasses.replace(INDEX, X=4, query_pool="heads")
 BIASED = {"score_weight": 0.5, "mass_weight": 0.75}
 CROWDED = dataclasses.replace(INDEX, J=8, A=4)
+LEARNED = dataclasses.replace(INDEX, span_blocks=3, spans="learned")
 NSA = dataclasses.replace(INDEX, digest="submeans", R=1, query_pool="heads")
 
 
@@ -67,11 +68,11 @@ NSA = dataclasses.replace(INDEX, digest="submeans", R=1, query_pool="heads")
         with_pattern("b", index=SHORTLIST),
         with_pattern("b", index=CROWDED, G=4, route_width=4, route_taps=3, **BIASED),
         with_pattern("b", index=NSA, branch_gates=True),
-        with_pattern("wb", remat="layer"),
+        with_pattern("wb", remat="layer", index=LEARNED),
     ],
     ids=[
         *("d", "s", "w", "c", "b", "wb", "dcwb", "bf"),
-        *("b-shortlist", "b-crowded", "b-gates", "wb-remat"),
+        *("b-shortlist", "b-crowded", "b-gates", "wb-spans"),
     ],
 )
 def test_no_token_sees_a_later_one(model):
@@ -180,10 +181,11 @@ def test_figures_count_what_is_read():
 
 
 def test_teaching_reaches_the_index_and_nothing_else():
-    """Where it has queries and keys of its own; a layer that follows teaches the index that it reads by."""
+    """Where it has queries and keys of its own, and learned spans; a layer that follows teaches the index that it reads by."""
     segments, positions = one_document()
     tokens = jax.random.randint(jax.random.key(7), (2, T), 0, MODEL.V)
-    model = with_pattern("bf", taught_rows=16, route_width=4, route_taps=2)
+    own = {"route_width": 4, "route_taps": 2, "index": LEARNED}
+    model = with_pattern("bf", taught_rows=16, **own)
 
     @jax.jit
     @jax.grad
@@ -193,7 +195,9 @@ def test_teaching_reaches_the_index_and_nothing_else():
 
     leaves = jax.tree_util.tree_leaves_with_path(gradient(parameters(model)))
     for at, leaf in leaves:
-        assert (np.abs(leaf).max() > 0) == ("route" in jax.tree_util.keystr(at)), at
+        names = jax.tree_util.keystr(at)
+        taught = "layer_0_b" in names and ("route" in names or "span" in names)
+        assert (np.abs(leaf).max() > 0) == taught, at
 
 
 def test_noise_is_where_a_key_is_given():
@@ -266,6 +270,7 @@ def test_rope_depends_on_distance_only():
         ({"route_before_rope": True, "index": SHORTLIST}, "reads attention's keys"),
         ({"route_before_rope": True, "route_width": 4}, "have no positions"),
         ({"mass_weight": 1.0}, "H=4, G=2: heads that share a list"),
+        ({"span_mean_blocks": 3.0, "index": LEARNED}, "span_mean_blocks=3.0"),
         ({"route_taps": 2}, "set route_width"),
         ({"route_taps": 5, "route_width": 4}, "2 to C=4 keys"),
     ],

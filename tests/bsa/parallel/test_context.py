@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from bsa.index import local, settings
+from bsa.index import local, settings, turn
 from bsa.model import dense
 from bsa.parallel import attend, exchange, select
 from bsa.parallel import mesh as mesh_lib
@@ -208,10 +208,13 @@ def test_the_index_of_shards_is_the_index(devices, longest):
     changes |= {"route": "graph", "P": 2, "frontier": 4, "beam": 2}
     changes |= {"chapter_bookmarks": 4, "chapter_levels": 2, "route_tokens": 64}
     if longest > 1:
-        changes |= {"span_blocks": longest, "span_similarity": 0.2}
+        changes |= {"span_blocks": longest, "spans": "learned"}
         changes |= {"chapter_by": "chain", "volume_chapters": 2, "store": "bfloat16"}
     index = settings.IndexSettings(**base.get_config().index.to_dict() | changes)
     q, k, _, _, _ = make_arrays()
+    width = k.shape[-1]
+    both = jax.random.normal(jax.random.key(0), (2, k.shape[2], width, width))
+    boundary = turn.Boundary(*both) if longest > 1 else None
     position = jnp.where(jnp.arange(T) > 150, jnp.arange(T) - 151, jnp.arange(T))
     view = local.window(
         jnp.broadcast_to(position, (B, T)), window_tokens=12, sink_tokens=4, key_block=4
@@ -219,11 +222,20 @@ def test_the_index_of_shards_is_the_index(devices, longest):
 
     def choose(placement):
         return jax.jit(
-            lambda q, k: select.choose(q, k, view, index, placement, scale=0.3)
+            lambda q, k: select.choose(
+                *(q, k, view, index, placement), scale=0.3, boundary=boundary
+            )
         )
 
     alone = choose(mesh_lib.ALONE)(q, k)
     placement = make_placement(1, 8, devices)
     spec = jax.sharding.NamedSharding(placement.mesh, mesh_lib.activation_spec("BTHK"))
     shards = choose(placement)(*jax.device_put((q, k), spec))
-    jax.tree.map(np.testing.assert_array_equal, shards, alone)
+    (*counts, learned), *lists = shards
+    (*counts_alone, learned_alone), *lists_alone = alone
+    exact = np.testing.assert_array_equal
+    jax.tree.map(exact, (counts, lists), (counts_alone, lists_alone))
+    if learned is not None:
+        exact(learned.begin_BGM, learned_alone.begin_BGM)
+        turns = learned.turn_BGM, learned_alone.turn_BGM
+        np.testing.assert_allclose(*turns, atol=1e-6)

