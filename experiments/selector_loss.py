@@ -17,13 +17,14 @@ one token in one layer, all heads, vectors in two bytes each:
 
 import argparse
 
+import numpy as np
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
 from bsa.model import settings as model_settings
 from bsa.pretrained import checkpoint
 from bsa.train import provenance
-from experiments import record, swapped
+from experiments import calibrate, record, swapped
 
 TOKENS = 8192
 TEXTS = ("set.mm", "go/types", "polytools")
@@ -82,6 +83,9 @@ def _cases():
         "points2-16-exact96": SMALL | {"R": 2, "X": 96},
     }
     cases |= dict.fromkeys(SHARED, cases["open16-points4-pooled"])
+    for A in (14, 16):
+        cases[f"open{A}-points4-pooled"] = POOLED | {"A": A}
+        cases[f"open{A}-points4-pooled{BY_LAYER}"] = POOLED | {"A": A}
     for sizes in (SMALL, MIDDLE, LARGE):
         cases |= _digests(sizes)
     return cases
@@ -89,6 +93,9 @@ def _cases():
 
 SHARED = {f"open16-points4-pooled-shared{n}": "b" + "f" * (n - 1) for n in (2, 3, 5)}
 """Kinds of layers of cases in which not every layer has an index."""
+
+BY_LAYER = "-by-layer"
+"""Ends the names of cases in which layers choose more blocks or fewer than A, see `share`."""
 
 CASES = _cases()
 
@@ -113,7 +120,8 @@ def main() -> None:
                 continue
             layers = SHARED.get(case, "b")
             swap = swapped.Swap(layers, index=tuple(CASES[case].items()))
-            rows.append(cell | measure(model, token_T, swap))
+            by_layer = case.endswith(BY_LAYER)
+            rows.append(cell | measure(model, token_T, swap, by_layer))
             rows[-1] |= {name: origin[name] for name in ("commit", "device")}
             record.write("selector_loss", origin, rows)
             print(*(f"{key}={rows[-1][key]}" for key in SHOWN), flush=True)
@@ -123,9 +131,21 @@ def main() -> None:
 SHOWN = ("case", "text", "nats", "attended_tokens", "union_tokens", "refused_choices")
 
 
-def measure(model: swapped.Model, token_T, swap: swapped.Swap) -> dict:
-    """One record: `digest, route, nats`, what is read, and the costs of one token in one layer."""
-    found = model.measure(token_T, swap)
+def measure(
+    model: swapped.Model, token_T, swap: swapped.Swap, by_layer: bool = False
+) -> dict:
+    """One record: `digest, route, nats`, what is read, and the costs of one token in one layer.
+
+    Args:
+        by_layer: whether layers whose lists miss more of their dense attention choose more; the mean stays.
+    """
+    if by_layer:
+        missed_L = calibrate.measure_missed(model, token_T, swap).mean(1)
+        found = model.measure_layers(
+            token_T, swap, share(missed_L, dict(swap.index)["A"])
+        )
+    else:
+        found = model.measure(token_T, swap)
     settings = model.settings(swap, len(token_T) - 1)
     index = settings.index
     return (
@@ -133,6 +153,15 @@ def measure(model: swapped.Model, token_T, swap: swapped.Swap) -> dict:
         | found
         | costs(settings, found)
     )
+
+
+def share(missed_L, choices: int) -> tuple[int, ...]:
+    """Choices of each layer: the third that misses most gets one and a half times as many, the third that misses least half."""
+    third = len(missed_L) // 3
+    order, given = np.argsort(-missed_L, kind="stable"), np.full(len(missed_L), choices)
+    given[order[:third]] += choices // 2
+    given[order[-third:]] -= choices // 2
+    return tuple(given.tolist())
 
 
 def costs(model: model_settings.ModelSettings, found: dict) -> dict:

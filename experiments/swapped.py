@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bsa.index import local, metrics
-from bsa.model import decoder
+from bsa.model import attention, decoder
 from bsa.model import settings as model_settings
 from bsa.pretrained import checkpoint, parameters
 from bsa.train import loss, settings
@@ -103,6 +103,53 @@ class Model:
         with jax.default_matmul_precision("highest"):
             found = _measure(params, jnp.asarray(token_T)[None], model, answer_tokens)
         return {name: float(value) for name, value in found.items()}
+
+    def measure_layers(
+        self, token_T: np.ndarray, swap: Swap, choices: tuple[int, ...]
+    ) -> dict:
+        """`measure` of bookmark layers each of which chooses so many blocks a token; compiled once for each number.
+
+        Args:
+            swap: its index's `A` is not read.
+            choices: as many numbers as layers.
+        """
+        T = len(token_T) - 1
+        model, token_BT = self.settings(swap, T), jnp.asarray(token_T)[None]
+        params = parameters.arrange(self.loaded, model.pattern)
+        position_BT = jnp.arange(T, dtype=jnp.int32)[None]
+        models = [
+            dataclasses.replace(model, index=dataclasses.replace(model.index, A=num))
+            for num in choices
+        ]
+        attends = [functools.partial(_attend, own=own) for own in models]
+        with jax.default_matmul_precision("highest"):
+            hidden_BTD, layers = decoder.apply_layers(
+                params, token_BT[:, :-1], position_BT, model, attends
+            )
+            nll_BT, _ = loss.cross_entropy(
+                hidden_BTD[:, T // 2 :],
+                decoder.head(params),
+                token_BT[:, T // 2 + 1 :],
+                512,
+            )
+        figures = [
+            _figures(jax.tree.map(lambda x: x[None], layer), position_BT, own, 0)
+            for layer, own in zip(layers, models)
+        ]
+        means = jax.tree.map(lambda *values: float(np.mean(values)), *figures)
+        return {"nats": float(nll_BT.mean())} | means
+
+
+def _attend(heads, _, position_BT, model, letter, followed, *, own):
+    """`attention.attend` by a layer's own settings, for one document a row."""
+    del model, followed
+    return _attend_compiled(heads, position_BT, own, letter)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "letter"))
+def _attend_compiled(heads, position_BT, model, letter):
+    segment_BT = jnp.ones_like(position_BT)
+    return attention.attend(heads, segment_BT, position_BT, model, letter)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "answer_tokens"))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsa.pretrained import checkpoint
-from experiments import calibrate, swapped
+from experiments import calibrate, selector_loss, swapped
 from tests.bsa.pretrained import checkpoints
 
 T = 64
@@ -39,6 +39,18 @@ def test_layers_of_several_kinds_are_measured_together(model):
     alone = model.measure(token_T, swapped.Swap("b", window_tokens=8, index=knobs))
     dense = np.mean(np.arange(T // 2, T) + 1)
     assert alone["attended_tokens"] < found["attended_tokens"] < dense
+
+
+def test_layers_that_choose_as_many_are_the_model(model):
+    """And where the worse one chooses more, the mean stays."""
+    token_T = np.random.default_rng(0).integers(0, 32, T + 1)
+    swap = swapped.Swap("b", window_tokens=8, index=tuple((INDEX | {"A": 2}).items()))
+    whole = model.measure(token_T, swap)
+    found = model.measure_layers(token_T, swap, (2, 2))
+    assert found == pytest.approx(whole, rel=1e-5)
+    assert model.measure_layers(token_T, swap, (1, 3))["nats"] != found["nats"]
+    missed_L = np.array([0.3, 0.1, 0.2, 0.5, 0.4, 0.05])
+    assert selector_loss.share(missed_L, 4) == (4, 2, 4, 6, 6, 2)
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
