@@ -55,6 +55,7 @@ def _digests(sizes):
 def _cases():
     """Knobs of the index by name, in the order in which they are measured."""
     cases = {
+        "default": {},
         "open16": OPEN,
         "open16-exact64": OPEN | {"X": 64},
         "open8-exact64": OPEN | {"X": 64, "A": 8},
