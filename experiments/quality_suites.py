@@ -233,6 +233,9 @@ ABLATIONS = Suite(
         "blocks_of_128": _blocks(128, 1),
         **{f"marks_of_{n}": _spans(n, n) for n in (1, 2, 4, 8)},
         "marks_adaptive": _spans(1, 8),
+        "marks_learned": _spans(1, 8)
+        | _knobs("index", spans="learned")
+        | _knobs("model", span_mean_blocks=4.0),
         "points_1": _knobs("index", R=1),
         "points_4": _knobs("index", R=4),
         "closed_pages": _knobs("index", open_tokens=1),
