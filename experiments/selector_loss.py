@@ -56,6 +56,7 @@ def _cases():
     """Knobs of the index by name, in the order in which they are measured."""
     cases = {
         "default": {},
+        "default-lists192": {"J": 192},
         "open16": OPEN,
         "open16-exact64": OPEN | {"X": 64},
         "open8-exact64": OPEN | {"X": 64, "A": 8},
