@@ -57,7 +57,7 @@ def main() -> None:
     for row in rows:
         print(*(f"{key}={value:.6g}" for key, value in row.items()))
     for row in measured:
-        if row["case"] == CASE:
+        if row["case"].startswith(CASE):
             print(*judge(row, measured, model), sep="\n")
 
 
@@ -133,7 +133,7 @@ def judge(
             and total(other)[name] <= mine
         ]
         said.append(
-            f"{row['text']}: {row['nats']:.4f} nats, {name} {mine:.4g}, {ALLOWED_TOKENS} tokens would be {allowed[name]:.4g}; "
+            f"{row['case']}, {row['text']}: {row['nats']:.4f} nats, {name} {mine:.4g}, {ALLOWED_TOKENS} tokens would be {allowed[name]:.4g}; "
             f"beaten by {', '.join(better) or 'nothing'}"
         )
     return said
@@ -147,7 +147,7 @@ def draw(rows: list[dict], path) -> None:
     for axes, name in zip(figure.subplots(1, len(SUMS)), SUMS):
         for levels in LEVELS:
             of_levels = [row for row in rows if row["levels"] == levels]
-            label = f"{levels} levels of chapters" if levels else "flat"
+            label = f"levels of chapters: {levels}" if levels else "flat"
             values = [row[f"total_{name}"] for row in of_levels]
             axes.plot(tokens, values, "o-", label=label)
         attention = [row[f"attention_{name}"] for row in of_levels]
