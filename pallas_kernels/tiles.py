@@ -239,8 +239,10 @@ def triton_forward(rows, K, size, capability):
         return _float32(K)
     if K > 128:
         return TritonTiles(64, 32, 8, 3)
+    if rows <= 64:  # Two such programs share a multiprocessor.
+        return TritonTiles(64, 64, 4, 3)
     stages = 3 if capability in SMALL_SHARED else 5
-    return TritonTiles(128, 64, 8 if K > 64 and rows > 64 else 4, stages)
+    return TritonTiles(128, 64, 8 if K > 64 else 4, stages)
 
 
 def triton_dq(rows, K, size, capability):
@@ -250,7 +252,7 @@ def triton_dq(rows, K, size, capability):
         return _float32(K)
     if K > 128:
         return TritonTiles(32, 32, 4, 3) if small else TritonTiles(64, 32, 8, 3)
-    if K > 64 and (small or rows <= 64):
+    if rows <= 64 or (K > 64 and small):
         return TritonTiles(64, 64, 4, 3)
     return TritonTiles(128, 64, 8, 3)
 
