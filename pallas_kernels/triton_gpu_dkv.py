@@ -71,8 +71,9 @@ def attend_dkv(
     pair = tl.program_id(1)
     piece = pair * tl.num_programs(0) + tl.program_id(0)
     first, last = tl.load(first_BGP_ptr + piece), tl.load(last_BGP_ptr + piece)
-    # What is no piece has block N and no readers; whatever is written for it is not read.
-    block_id = tl.minimum(tl.load(block_id_BGP_ptr + piece), plan.num_blocks - 1)
+    block_id = tl.load(block_id_BGP_ptr + piece)
+    is_piece = block_id < plan.num_blocks  # Else it has no readers.
+    block_id = tl.minimum(block_id, plan.num_blocks - 1)
     position = block_id * plan.key_block + tl.arange(0, plan.key_block)
     of_key, of_key_head = triton_gpu_logits.place_keys(pair, position, plan)
     k = triton_gpu_logits.load_heads(k_BSGK_ptr, of_key_head, plan)
@@ -113,7 +114,7 @@ def attend_dkv(
         ds = p * (tl.dot(v, tl.trans(d_out), input_precision="ieee") - delta)
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
     of_sum = piece.to(tl.int64) * plan.key_block + tl.arange(0, plan.key_block)
-    is_key = position < plan.S
+    is_key = is_piece & (position < plan.S)
     triton_gpu_logits.store_heads(dk_BGPCK_ptr, of_sum, dk * plan.scale, is_key, plan)
     triton_gpu_logits.store_heads(dv_BGPCK_ptr, of_sum, dv, is_key, plan)
 
