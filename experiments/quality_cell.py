@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Iterator
@@ -51,6 +52,8 @@ class Cell:
         config.seed = config.data.seed = self.seed
         config.data.source = source
         config.data.T = T or config.data.T
+        # No list is longer than the row: what would stay empty costs time.
+        config.index.J = min(config.index.J, config.data.T // config.index.C)
         if self.steps:
             for name in ("warmup_steps", "start_steps", "steps"):
                 value = config.train[name] * self.steps // config.train.steps
@@ -118,28 +121,39 @@ def test(cell: Cell, run, mesh, params, tests) -> Iterator[list[dict]]:
         "params": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "train_tokens": run.train.steps * run.data.B * run.data.T,
     }
-    answer_step = step.make_answer_step(run, mesh)
+    answer_steps = functools.cache(lambda run: step.make_answer_step(run, mesh))
     for part in tests:
+        longer = cell.run(run.data.source, row_tokens(cell, run, part))
         if is_text(part):
-            longer = cell.run(run.data.source, part.num_tokens)
             rows = test_text(longer, mesh, params, part)
         else:
-            rows = [test_task(run, mesh, params, part, answer_step)]
+            num = max(1, run.data.B * run.data.T // part.num_tokens)
+            answer = functools.partial(answer_steps(longer), params)
+            rows = [test_task(longer, mesh, part, num, answer)]
         yield [known | row for row in rows]
 
 
-def test_task(run, mesh, params, part: quality_suites.Part, answer_step) -> dict:
-    """Score over whole batches of as many tokens as in training, at least `part.samples` examples."""
+def row_tokens(cell: Cell, run: settings.RunSettings, part: quality_suites.Part) -> int:
+    """Tokens of the rows that a test's examples are packed into: of as few lengths as can be, each is compiled for."""
+    if is_text(part):
+        return part.num_tokens
+    longest = max(test.num_tokens for test in cell.parts.tests)
+    return max(part.num_tokens, min(longest, run.data.B * run.data.T))
+
+
+def test_task(run, mesh, part: quality_suites.Part, num: int, answer) -> dict:
+    """Score over whole batches of `num` examples, at least `part.samples` of them."""
     task, num_tokens = make_task(part, run), part.num_tokens
-    rows = min(part.samples, max(1, run.data.B * run.data.T // num_tokens))
     scores, attended = [], []
-    for first in range(0, part.samples, rows):
+    for first in range(0, part.samples, num):
         batch, answer_id_BT = catalogue.test_batch(
-            task, num_tokens, range(first, first + rows), TEST_SEED
+            *(task, num_tokens, range(first, first + num), TEST_SEED), run.data.T
         )
-        answers = answer_step(params, meshes.global_batch(mesh, batch))
+        answers = answer(meshes.global_batch(mesh, batch))
         hit_BT, figures = jax.device_get(answers)
-        scores += example.score(hit_BT, answer_id_BT).tolist()
+        scores += example.score(
+            hit_BT.reshape(answer_id_BT.shape), answer_id_BT
+        ).tolist()
         attended.append(float(figures["attended_tokens"]))
     return {
         "task": _named(part),

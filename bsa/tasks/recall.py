@@ -25,23 +25,28 @@ class Mqar:
     V: int = 8192
 
     def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
-        num = self.num_pairs
-        example.check_room("mqar", num_tokens, 4 * num)
-        half = self.V // 2
-        key = 1 + rng.choice(half - 1, num, replace=False)
-        value = half + rng.choice(self.V - half, num, replace=False)
-        token_T = rng.integers(self.V, size=num_tokens)
-        token_T[0 : 2 * num : 2], token_T[1 : 2 * num : 2] = key, value
+        return example.Example(*(x[0] for x in self.draw_many(num_tokens, rng, 1)))
+
+    def draw_many(
+        self, num_tokens: int, rng: np.random.Generator, num: int
+    ) -> example.Examples:
+        """`num` examples, each of NumPy's steps for all of them at once."""
+        pairs, half = self.num_pairs, self.V // 2
+        example.check_room("mqar", num_tokens, 4 * pairs)
+        key = 1 + _distinct(rng, half - 1, (num, pairs))
+        value = half + _distinct(rng, self.V - half, (num, pairs))
+        token_BT = rng.integers(self.V, size=(num, num_tokens))
+        token_BT[:, 0 : 2 * pairs : 2], token_BT[:, 1 : 2 * pairs : 2] = key, value
 
         # An exponential race draws without replacement, by weight.
-        gap = np.arange(1, num_tokens // 2 - num + 1)
-        wait = rng.exponential(size=len(gap)) / gap ** (self.power - 1)
-        place = 2 * (num + np.argsort(wait)[:num])
-        token_T[place] = key
-        target_T, answer_id_T = np.zeros((2, num_tokens), np.int32)
-        target_T[place] = value
-        answer_id_T[place] = 1 + np.arange(num)
-        return example.from_targets(token_T, target_T, answer_id_T)
+        gap = np.arange(1, num_tokens // 2 - pairs + 1)
+        wait = rng.exponential(size=(num, len(gap))) / gap ** (self.power - 1)
+        place = 2 * (pairs + np.argsort(wait, axis=1)[:, :pairs])
+        np.put_along_axis(token_BT, place, key, axis=1)
+        target_BT, answer_id_BT = np.zeros((2, num, num_tokens), np.int32)
+        np.put_along_axis(target_BT, place, value, axis=1)
+        np.put_along_axis(answer_id_BT, place, 1 + np.arange(pairs)[None], axis=1)
+        return example.Examples(token_BT.astype(np.int32), target_BT, answer_id_BT)
 
     def chance(self, num_tokens: int) -> float:
         """One of the text's values."""
@@ -119,3 +124,17 @@ class SelectiveCopy:
     def chance(self, num_tokens: int) -> float:
         """Any data token."""
         return 1 / (self.V - 2)
+
+
+def _distinct(rng, population, shape):
+    """Rows of ids below `population`, no id twice in a row; all such rows are equally likely."""
+    id_BP = rng.integers(population, size=shape)
+    row_B1, place_1P = np.indices(shape, sparse=True)
+    first = np.empty((shape[0], population), np.int64)
+    while True:
+        # Of equal ids in a row the last one written, the first of them, stays; others are drawn again.
+        first[row_B1, id_BP[:, ::-1]] = place_1P[:, ::-1]
+        is_taken = first[row_B1, id_BP] != place_1P
+        if not is_taken.any():
+            return id_BP
+        id_BP[is_taken] = rng.integers(population, size=is_taken.sum())
