@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import types
 from collections.abc import Iterator
 
 import jax
@@ -15,7 +16,7 @@ from bsa.parallel import mesh as meshes
 from bsa.tasks import catalogue, example, pipeline, sources
 from bsa.train import evaluate, settings, step
 from configs import base
-from experiments import quality_suites
+from experiments import quality_parts, quality_suites
 
 TEST_SEED = 0
 """All methods and seeds are tested on the same examples."""
@@ -40,14 +41,16 @@ class Cell:
         return self.suite if self.steps is None else f"{self.suite}_{self.steps}"
 
     @property
-    def parts(self) -> quality_suites.Suite:
+    def parts(self) -> quality_parts.Suite:
         return quality_suites.SUITES[self.suite]
 
-    def run(self, source: str, T: int | None = None) -> settings.RunSettings:
-        """Settings of its training, or for rows of T tokens."""
+    def run(
+        self, source: str, T: int | None = None, knobs=types.MappingProxyType({})
+    ) -> settings.RunSettings:
+        """Settings of its training, or for rows of T tokens and with other knobs."""
         config = base.get_config()
         config.update_from_flattened_dict(
-            {**self.parts.base, **self.parts.methods[self.method]}
+            {**self.parts.base, **self.parts.methods[self.method], **knobs}
         )
         config.seed = config.data.seed = self.seed
         config.data.source = source
@@ -123,7 +126,8 @@ def test(cell: Cell, run, mesh, params, tests) -> Iterator[list[dict]]:
     }
     answer_steps = functools.cache(lambda run: step.make_answer_step(run, mesh))
     for part in tests:
-        longer = cell.run(run.data.source, row_tokens(cell, run, part))
+        num_tokens = row_tokens(cell, run, part)
+        longer = cell.run(run.data.source, num_tokens, part.knobs)
         if is_text(part):
             rows = test_text(longer, mesh, params, part)
         else:
@@ -133,7 +137,7 @@ def test(cell: Cell, run, mesh, params, tests) -> Iterator[list[dict]]:
         yield [known | row for row in rows]
 
 
-def row_tokens(cell: Cell, run: settings.RunSettings, part: quality_suites.Part) -> int:
+def row_tokens(cell: Cell, run: settings.RunSettings, part: quality_parts.Part) -> int:
     """Tokens of the rows that a test's examples are packed into: of as few lengths as can be, each is compiled for."""
     if is_text(part):
         return part.num_tokens
@@ -141,7 +145,7 @@ def row_tokens(cell: Cell, run: settings.RunSettings, part: quality_suites.Part)
     return max(part.num_tokens, min(longest, run.data.B * run.data.T))
 
 
-def test_task(run, mesh, part: quality_suites.Part, num: int, answer) -> dict:
+def test_task(run, mesh, part: quality_parts.Part, num: int, answer) -> dict:
     """Score over whole batches of `num` examples, at least `part.samples` of them."""
     task, num_tokens = make_task(part, run), part.num_tokens
     scores, attended = [], []
@@ -164,7 +168,7 @@ def test_task(run, mesh, part: quality_suites.Part, num: int, answer) -> dict:
     }
 
 
-def test_text(run, mesh, params, part: quality_suites.Part) -> list[dict]:
+def test_text(run, mesh, params, part: quality_parts.Part) -> list[dict]:
     """Bits per byte of rows that long, whole and by position: `length` ends at the bucket's end there."""
     corpus = sources.open_corpus(run.data)
     result = evaluate.Evaluator(run, corpus, mesh).bits_per_byte(params, part.samples)
@@ -185,7 +189,7 @@ def test_text(run, mesh, params, part: quality_suites.Part) -> list[dict]:
     return [row | one for one in (whole, *buckets)]
 
 
-def make_task(part: quality_suites.Part, run: settings.RunSettings) -> example.Task:
+def make_task(part: quality_parts.Part, run: settings.RunSettings) -> example.Task:
     """The task of a part, which must fit the model's vocabulary.
 
     Raises:
@@ -197,10 +201,13 @@ def make_task(part: quality_suites.Part, run: settings.RunSettings) -> example.T
     return task
 
 
-def is_text(part: quality_suites.Part) -> bool:
+def is_text(part: quality_parts.Part) -> bool:
     return part.task == "text"
 
 
 def _named(part):
-    """Task and options, as in `mqar num_pairs=64`."""
-    return " ".join([part.task, *(f"{k}={v}" for k, v in part.options.items())])
+    """Task, options and knobs, as in `mqar num_pairs=64`."""
+    said = {**part.options, **part.knobs}
+    return " ".join(
+        [part.task, *(f"{k.rpartition('.')[2]}={v}" for k, v in said.items())]
+    )
