@@ -35,6 +35,8 @@ class Heads(NamedTuple):
             softmax of its own; None: one softmax over what is chosen and the local view.
         noise: on scores, as `route.search_blocks` wants it; None: there is none.
         filter_CGK: how those keys are mixed first, see `learn.mix`; None: not at all.
+        again_HKK: what heads found (second K), times this, joins their queries (last K) and they search and read once
+            more; None: they don't.
     """
 
     q_BTHK: jax.Array
@@ -44,6 +46,15 @@ class Heads(NamedTuple):
     gates: tuple[jax.Array, jax.Array, jax.Array] | None = None
     noise: tuple[jax.Array, float] | None = None
     filter_CGK: jax.Array | None = None
+    again_HKK: jax.Array | None = None
+
+    def ask_again(self, found_BTHK):
+        """Those that search and read the second time."""
+        more_BTHK = jnp.einsum("BTHL,HLK->BTHK", found_BTHK, self.again_HKK)
+        q_BTHK = self.q_BTHK + more_BTHK
+        return self._replace(
+            q_BTHK=q_BTHK, sought=(q_BTHK, self.sought[1]), again_HKK=None
+        )
 
 
 class Followed(NamedTuple):
@@ -83,6 +94,8 @@ def attend(
     Raises:
         ValueError: selection is to be learned, or branches are to be joined, in rows that lie on several devices.
     """
+    if heads.again_HKK is not None:
+        return _attend_twice(heads, segment_id_BT, position_BT, model, layer, placement)
     if heads.filter_CGK is not None:
         heads = _mix(heads, model)
     kind, scale = model.pattern[layer], heads.q_BTHK.shape[-1] ** -0.5
@@ -138,6 +151,19 @@ def attend(
             FOLLOWED: Followed(lists, heads.sought),
         }
     return out_BTHK, figures
+
+
+def _attend_twice(heads, *where):
+    """`attend`, and once more with what was found; attended tokens are those of both."""
+    *arguments, placement = where
+    found_BTHK, first = attend(
+        heads._replace(again_HKK=None), *arguments, placement=placement
+    )
+    out_BTHK, figures = attend(
+        heads.ask_again(found_BTHK), *arguments, placement=placement
+    )
+    attended = first["attended_tokens"] + figures["attended_tokens"]
+    return out_BTHK, figures | {"attended_tokens": attended}
 
 
 def _join(gates, *branches):
