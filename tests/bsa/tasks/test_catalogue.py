@@ -29,7 +29,7 @@ CASES = [
     ("variable_tracking", {}, 128),
     ("variable_tracking", {"hops": 2, "num_chains": 5}, 256),
     ("hop_needles", {}, 128),
-    ("hop_needles", {"hops": 4, "noise": 2}, 128),
+    ("hop_needles", {"hops": 4, "noise": 2, "num_asked": 3}, 128),
     ("common_words", {"num_common": 3, "times_common": 9}, 160),
     ("frequent_words", {}, 512),
     ("listops", {}, 64),
