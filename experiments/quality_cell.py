@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import time
 import types
 from collections.abc import Iterator
 
@@ -74,6 +75,7 @@ class Cell:
 
 def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):
     """The parameters after the last step."""
+    begin = time.monotonic()
     step_of, state = step.make_train_steps(run, mesh), step.initial_state(run, mesh)
     with contextlib.closing(iter(training_batches(cell, run))) as batches:
         for number in range(1, run.train.steps + 1):
@@ -83,7 +85,10 @@ def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):
                 loss = float(figures["loss"])
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"{cell}: loss {loss} at step {number}")
-                logging.info("step %d/%d  loss %.3f", number, run.train.steps, loss)
+                logging.info(
+                    "step %d/%d  loss %.3f  %.0f s",
+                    *(number, run.train.steps, loss, time.monotonic() - begin),
+                )
     return state.params
 
 
