@@ -72,8 +72,6 @@ def attend(
         out_BTHK, and a dict: the new `memory`, the `reading` of a single token in a bookmark layer, else None, and a
         bookmark layer's lists in an `attention.Followed`.
     """
-    if heads.again_HKK is not None:
-        return _attend_twice(heads, position_BT, model, letter, context)
     q_BTHK, k_BSGK, v_BSGK, sought = heads[:4]
     shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
     T, kind = q_BTHK.shape[1], model.pattern[letter]
@@ -131,25 +129,6 @@ def attend(
     if kind == "b" and T == 1:
         handed["reading"] = _reading(lists, choice_BGTA, mass_BGJ)
     return out_BTHK, handed
-
-
-def _attend_twice(heads, position_BT, model, letter, context):
-    """`attend`, and once more with what was found: each time with the choices of that time, and the same new keys."""
-    arguments = None, position_BT, model, letter
-    found_BTHK, first = attend(
-        heads._replace(again_HKK=None), *arguments, context=context
-    )
-    before = context.memory
-    second = dataclasses.replace(
-        context, memory=dataclasses.replace(before, recent_BGTA=before.again_BGTA)
-    )
-    out_BTHK, handed = attend(heads.ask_again(found_BTHK), *arguments, context=second)
-    memory = dataclasses.replace(
-        handed["memory"],
-        recent_BGTA=first["memory"].recent_BGTA,
-        again_BGTA=handed["memory"].recent_BGTA,
-    )
-    return out_BTHK, handed | {"memory": memory}
 
 
 def _reading(lists, choice_BGTA, mass_BGJ):

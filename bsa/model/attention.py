@@ -87,15 +87,24 @@ def attend(
         followed: of the bookmark layer before one of kind f; others make lists of their own.
         placement: devices that the arrays are split over.
     Returns:
-        out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
-        `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`, `selection_entropy`,
-        `unread_bookmarks`, the lists as `selection`, and `followed`; if rows are taught, for them and those that follow
-        `selection_divergence`.
+        out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens, of both times for heads that ask again), for
+        bookmark layers also `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`,
+        `selection_entropy`, `unread_bookmarks`, the lists as `selection`, and `followed`; if rows are taught, for them and
+        those that follow `selection_divergence`.
     Raises:
         ValueError: selection is to be learned, or branches are to be joined, in rows that lie on several devices.
     """
-    if heads.again_HKK is not None:
-        return _attend_twice(heads, segment_id_BT, position_BT, model, layer, placement)
+    where = segment_id_BT, position_BT, model, layer, followed, placement
+    if heads.again_HKK is None:
+        return _attend_once(heads, *where)
+    found_BTHK, first = _attend_once(heads, *where)
+    out_BTHK, figures = _attend_once(heads.ask_again(found_BTHK), *where)
+    attended = first["attended_tokens"] + figures["attended_tokens"]
+    return out_BTHK, figures | {"attended_tokens": attended}
+
+
+def _attend_once(heads, segment_id_BT, position_BT, model, layer, followed, placement):
+    """`attend` by these queries."""
     if heads.filter_CGK is not None:
         heads = _mix(heads, model)
     kind, scale = model.pattern[layer], heads.q_BTHK.shape[-1] ** -0.5
@@ -151,19 +160,6 @@ def attend(
             FOLLOWED: Followed(lists, heads.sought),
         }
     return out_BTHK, figures
-
-
-def _attend_twice(heads, *where):
-    """`attend`, and once more with what was found; attended tokens are those of both."""
-    *arguments, placement = where
-    found_BTHK, first = attend(
-        heads._replace(again_HKK=None), *arguments, placement=placement
-    )
-    out_BTHK, figures = attend(
-        heads.ask_again(found_BTHK), *arguments, placement=placement
-    )
-    attended = first["attended_tokens"] + figures["attended_tokens"]
-    return out_BTHK, figures | {"attended_tokens": attended}
 
 
 def _join(gates, *branches):

@@ -258,6 +258,7 @@ def test_rope_depends_on_distance_only():
         ({"pattern": "wx"}, "letters other than"),
         ({"pattern": "wf"}, "f reads the lists of a b before it"),
         ({"pattern": "bf"}, "both have the same window"),
+        ({"positions": "rr", "ask_again": True}, "set positions of b to n"),
         ({"L": 5}, "L=5 is no multiple"),
         ({"window_tokens": (16,)}, "one entry for each letter"),
         ({"window_tokens": (16, 6)}, "whole blocks"),
