@@ -107,24 +107,20 @@ ROT = quality_parts.Suite(
 )
 
 
-# Several hops, the last name only; one bookmark layer, the last of four, which may follow links or ask again (0.5% more
-# parameters; both readings are counted), or two of them. Other layers read 8 tokens exactly. 131M tokens a cell.
-_ONE = _layers("sssb", (8, 8, 8, 64))
+# Two hops, the end only, by the model of associative recall: its one bookmark layer may follow links, or ask again (1% more
+# parameters; both readings are counted); or there are two such layers (14% more). 131M tokens a cell.
+_ONE = _layers("sb", (2, 16))
 
 
 def _linked(hops, **values):
-    return _ONE | _knobs("index", route="graph", P=4, hops=hops, **values)
+    return _ONE | _knobs("index", route="graph", P=4, beam=2, hops=hops, **values)
 
 
 HOPS = quality_parts.Suite(
-    base=_READING_BASE
-    | _knobs("model", L=4)
-    | _knobs("index", A=4, J=96, sink_tokens=0, open_tokens=1)
-    | _knobs("data", B=128, T=512)
-    | _knobs("train", steps=2000),
+    base=quality_ablations.RECALL_BASE,
     methods={
-        "dense": _layers("sssd", (8, 8, 8, 64)),
-        "window": _layers("sssw", (8, 8, 8, 128)),
+        "dense": _layers("sd", (2, 16)),
+        "window": _layers("sw", (2, 48)),
         "bookmark": _ONE,
         "links_1": _linked(1),
         "links_2": _linked(2),
@@ -133,22 +129,18 @@ HOPS = quality_parts.Suite(
         "ask_again": _ONE | _knobs("model", ask_again=True),
         "ask_again_biased": _ONE | _knobs("model", ask_again=True, score_weight=1.0),
         "links_1_ask_again": _linked(1) | _knobs("model", ask_again=True),
-        "two_layers": _layers("sbsb", (8, 64, 8, 64), "rnrn"),
-        **_learned(_ONE, "sssd", 200),
-        **_grouped(_ONE),
+        "two_layers": _layers("sbb", (2, 16, 16), "rnn") | _knobs("model", L=3),
+        **_learned(_ONE, "sd", 200),
     },
     train=[
-        *(
-            quality_parts.Part("hop_needles", n, {"hops": hops, "num_asked": 6})
-            for hops in (1, 2)
-            for n in (128, 256, 512)
-        ),
-        quality_parts.Part("joint_recall", 128),
+        quality_parts.Part("mqar", length, {"num_pairs": pairs, "hops": hops})
+        for hops in (1, 2)
+        for length, pairs in ((64, 4), (128, 16), (256, 32), (256, 64))
     ],
     tests=[
-        *_parts(["hop_needles"], (512, 2048, 8192), samples=256, hops=1),
-        *_parts(["hop_needles"], (512, 2048, 8192), samples=256, hops=2),
-        quality_parts.Part("joint_recall", 128, samples=256),
+        quality_parts.Part("mqar", length, {"num_pairs": pairs, "hops": hops}, 1024)
+        for hops in (2, 1)
+        for length, pairs in ((256, 64), (128, 16), (512, 128), (1024, 256))
     ],
 )
 

@@ -58,14 +58,10 @@ class HopNeedles:
     `NEEDLE x_i IS x_(i+1) STOP` for `hops` steps of 1 + `noise` chains, shuffled over random words; then `FINAL x_0 IS`
     wants x_hops. After the two-hop needles of GCA (arXiv 2410.01651), whose model says every name on the way and so may
     retrieve one hop at each: here nothing on the way is told.
-
-    Attributes:
-        num_asked: chains that are asked for, one after another; more give more to learn from.
     """
 
     hops: int = 2
     noise: int = 5
-    num_asked: int = 1
     V: int = words.V
 
     def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
@@ -78,10 +74,8 @@ class HopNeedles:
             for this, following in itertools.pairwise(chain)
         ]
         order = rng.permutation(len(statements))
-        asked = name[rng.choice(chains, self.num_asked, replace=False)]
-        ends = [words.question(words.FINAL, x[:1], x[-1:]) for x in asked]
-        end = np.concatenate([tokens for tokens, _ in ends])
-        end_id = np.concatenate([ids * (i + 1) for i, (_, ids) in enumerate(ends)])
+        asked = name[rng.integers(chains)]
+        end, end_id = words.question(words.FINAL, asked[:1], asked[-1:])
         statements = [statements[i] for i in order]
         return _told("hop_needles", statements, end, end_id, num_tokens, rng)
 

@@ -16,11 +16,16 @@ class Mqar:
     the whole vocabulary stand in between. Keys are ids in [1, V/2), values in [V/2, V); no key and no value repeats
     among the pairs.
 
+    With more `hops`, pairs form chains, told in any order: a value that is an id in [1, V/2) is another pair's key. The
+    first key of each chain is asked, for the last value only: nothing on the way is told.
+
     Attributes:
+        hops: pairs of a chain; divides `num_pairs`.
         power: the a of p(gap) ~ gap^(a - 1).
     """
 
     num_pairs: int = 4
+    hops: int = 1
     power: float = 0.01
     V: int = 8192
 
@@ -31,26 +36,35 @@ class Mqar:
         self, num_tokens: int, rng: np.random.Generator, num: int
     ) -> example.Examples:
         """`num` examples, each of NumPy's steps for all of them at once."""
-        pairs, half = self.num_pairs, self.V // 2
+        pairs, chains, half = self.num_pairs, self.num_pairs // self.hops, self.V // 2
+        if pairs % self.hops:
+            raise ValueError(
+                f"mqar: num_pairs={pairs}, hops={self.hops}: no whole chains"
+            )
         example.check_room("mqar", num_tokens, 4 * pairs)
         key = 1 + _distinct(rng, half - 1, (num, pairs))
-        value = half + _distinct(rng, self.V - half, (num, pairs))
+        end = half + _distinct(rng, self.V - half, (num, chains))
+        # A chain's keys lie `chains` apart; each is followed by the next, the last by the end.
+        value = np.concatenate([key[:, chains:], end], axis=1)
+        order = np.argsort(rng.random((num, pairs)), axis=1)
         token_BT = rng.integers(self.V, size=(num, num_tokens))
-        token_BT[:, 0 : 2 * pairs : 2], token_BT[:, 1 : 2 * pairs : 2] = key, value
+        for first, told in enumerate((key, value)):
+            told = np.take_along_axis(told, order, axis=1)
+            token_BT[:, first : 2 * pairs : 2] = told
 
         # An exponential race draws without replacement, by weight.
         gap = np.arange(1, num_tokens // 2 - pairs + 1)
         wait = rng.exponential(size=(num, len(gap))) / gap ** (self.power - 1)
-        place = 2 * (pairs + np.argsort(wait, axis=1)[:, :pairs])
-        np.put_along_axis(token_BT, place, key, axis=1)
+        place = 2 * (pairs + np.argsort(wait, axis=1)[:, :chains])
+        np.put_along_axis(token_BT, place, key[:, :chains], axis=1)
         target_BT, answer_id_BT = np.zeros((2, num, num_tokens), np.int32)
-        np.put_along_axis(target_BT, place, value, axis=1)
-        np.put_along_axis(answer_id_BT, place, 1 + np.arange(pairs)[None], axis=1)
+        np.put_along_axis(target_BT, place, end, axis=1)
+        np.put_along_axis(answer_id_BT, place, 1 + np.arange(chains)[None], axis=1)
         return example.Examples(token_BT.astype(np.int32), target_BT, answer_id_BT)
 
     def chance(self, num_tokens: int) -> float:
-        """One of the text's values."""
-        return 1 / self.num_pairs
+        """One of the values that end a chain."""
+        return self.hops / self.num_pairs
 
 
 @dataclasses.dataclass(frozen=True)

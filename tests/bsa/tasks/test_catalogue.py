@@ -12,6 +12,7 @@ from tests.bsa.tasks import readers
 CASES = [
     ("mqar", {}, 64),
     ("mqar", {"num_pairs": 16, "V": 64}, 64),
+    ("mqar", {"num_pairs": 12, "hops": 3, "V": 64}, 64),
     ("joint_recall", {}, 64),
     ("joint_recall", {"num_contexts": 3, "num_keys": 7, "num_queries": 21}, 96),
     ("selective_copy", {}, 100),
@@ -29,7 +30,7 @@ CASES = [
     ("variable_tracking", {}, 128),
     ("variable_tracking", {"hops": 2, "num_chains": 5}, 256),
     ("hop_needles", {}, 128),
-    ("hop_needles", {"hops": 4, "noise": 2, "num_asked": 3}, 128),
+    ("hop_needles", {"hops": 4, "noise": 2}, 128),
     ("common_words", {"num_common": 3, "times_common": 9}, 160),
     ("frequent_words", {}, 512),
     ("listops", {}, 64),
