@@ -145,6 +145,40 @@ HOPS = quality_parts.Suite(
 )
 
 
+# The same two on two CPU cores, smaller: a minute or two a cell where nobody else uses them.
+_SMALL = quality_ablations.RECALL_BASE | {
+    **_knobs("model", D=64, K=32, F=128, V=1024, dtype="float32"),
+    **_knobs("data", B=64, T=128),
+    **_knobs("train", warmup_steps=20),
+}
+
+
+def _small(lengths_and_pairs, hops, samples=0):
+    return [
+        quality_parts.Part("mqar", n, {"num_pairs": m, "hops": h, "V": 1024}, samples)
+        for h in hops
+        for n, m in lengths_and_pairs
+    ]
+
+
+MQAR_SMALL = quality_parts.Suite(
+    base=_SMALL | _knobs("train", steps=300),
+    methods={n: _MQAR_METHODS[n] for n in ("dense", "window", "bookmark", "biased")},
+    train=_small(((64, 4), (128, 8), (128, 16), (128, 32)), hops=(1,)),
+    tests=_small(((128, 32), (256, 64), (512, 128)), hops=(1,), samples=64),
+    seeds=(0,),
+)
+HOPS_SMALL = quality_parts.Suite(
+    base=_SMALL | _knobs("train", steps=600),
+    methods={
+        n: HOPS.methods[n] for n in ("bookmark", "ask_again_biased", "two_layers")
+    },
+    train=_small(((64, 4), (128, 16)), hops=(1, 2)),
+    tests=_small(((64, 4), (128, 16), (256, 32)), hops=(2, 1), samples=64),
+    seeds=(0,),
+)
+
+
 # Text: configs/small.py's model, 66M bytes a cell; the score is bits per byte, less is better.
 LM = quality_parts.Suite(
     base={
@@ -196,7 +230,9 @@ SUITES = {
     "smoke": SMOKE,
     "mqar": MQAR,
     "needles": NEEDLES,
+    "mqar_small": MQAR_SMALL,
     "hops": HOPS,
+    "hops_small": HOPS_SMALL,
     "lm": LM,
     "rot": ROT,
     "ablations": quality_ablations.KNOBS,
