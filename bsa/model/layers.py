@@ -86,6 +86,10 @@ class Attention(nn.Module):
             init = nn.initializers.normal(INITIAL_STD)
             filter_CGK = self.param("route_filter_CGK", init, sizes)
             heads = heads._replace(filter_CGK=filter_CGK)
+        if m.ask_again:
+            init = nn.initializers.normal(INITIAL_STD)
+            again_HKK = self.param("again_HKK", init, (m.H, m.K, m.K))
+            heads = heads._replace(again_HKK=again_HKK.astype(x_BTD.dtype))
         if m.branch_gates:
             heads = heads._replace(gates=self._gates(x_BTD))
         if m.score_noise and self.has_rng("noise"):

@@ -124,12 +124,13 @@ class RunSettings:
                             f"T={length} is no multiple of index.{name}={getattr(index, name)}; "
                             f"T={-(-length // getattr(index, name)) * getattr(index, name)} would work"
                         )
+        model = self.model
         if self.pretrained.source and (
-            self.model.route_width or self.model.branch_gates
+            model.route_width or model.branch_gates or model.ask_again
         ):
             raise ValueError(
-                f"model.route_width={self.model.route_width}, branch_gates={self.model.branch_gates}: a published checkpoint "
-                "has no queries of an index and no gates; set them to 0 and False"
+                f"model.route_width={model.route_width}, branch_gates={model.branch_gates}, ask_again={model.ask_again}: a "
+                "published checkpoint has no queries of an index, no gates and no second question; set them to 0 and False"
             )
         if self.train.teach_weight and not self.model.taught_rows:
             raise ValueError(
