@@ -41,6 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.taught_rows = 0  # tokens of a row whose dense attention is compared with their scores, see train.teach_weight
     model.span_mean_blocks = 2.0  # wanted mean length of learned spans, blocks; see train.span_weight
     model.branch_gates = False  # bookmark layers read means of all complete blocks, chosen ones and the local view by three softmaxes, joined by learned gates (NSA); linear in blocks a token, not for decoding
+    model.ask_again = False  # bookmark layers route and read twice: with a query, then with what it found added to it by a learned matrix, so that one layer can go where a text points (two hops); layers without RoPE
     model.implementation = "auto"  # of block-sparse attention: a key of pallas_kernels.IMPLEMENTATIONS, or "auto"
 
     scaling.kind = "none"  # none, linear, ntk, dynamic, yarn, llama3 or longrope; see bsa/model/rope.py

@@ -3,13 +3,14 @@
     python -m experiments.bench_kernels                        # everything
     python -m experiments.bench_kernels --parts=time --lengths=32768 --cases=128x128
     python -m experiments.bench_kernels --parts=parity,capacity --implementation=mosaic_gpu
+    python -m experiments.bench_kernels --parts=time --implementation=triton --peers=cudnn,mosaic_gpu
 
 Parts: `time` (forward, and forward with backward), `capacity` (one layer's forward and
 backward at a million tokens), `decode` (one token, caches as long), `parity` (random calls
 against the oracle, and twice for the same bits), `nsa` (tokens that choose, up to 128K of
 them, against flash-linear-attention), `end_to_end` (a layer from keys to output, by each of
 `--routes`, against dense). Peers of `time`: cuDNN's dense causal attention, FlexAttention if
-there is torch. What fails is a record, too.
+there is torch, and any other implementation. What fails is a record, too.
 
 Needs JAX, NumPy and absl alone. Writes experiments/results/kernels_h100.json after each
 record: flat ones. Milliseconds are medians; TFLOP/s count the pairs of queries and keys in listed blocks
@@ -45,6 +46,7 @@ from experiments import (
     bench_parity,
     bench_timing,
 )
+from pallas_kernels import IMPLEMENTATIONS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULT = ROOT / "experiments" / "results" / "kernels_h100.json"
@@ -63,7 +65,9 @@ def time_case(case, length, flags, dense):
     selection = jax.jit(lambda: bench_cases.make_selection(case, length))()
     pairs = bench_cases.count_pairs(case, length, selection)
     heads = case.H if length <= DENSE_HEADS_LENGTH else bench_cases.CASES[0].H
-    rows = [(flags.implementation, p) for p in bench_timing.PASSES if p in flags.passes]
+    names = [flags.implementation, *(x for x in flags.peers if x in IMPLEMENTATIONS)]
+    passes = [x for x in bench_timing.PASSES if x in flags.passes]
+    rows = [(name, of_pass) for name in names for of_pass in passes]
     if "cudnn" in flags.peers:
         missing = [p for p in flags.passes if (p, heads, length) not in dense]
         rows = [("cudnn", p) for p in missing if heads == case.H] + rows
@@ -99,7 +103,9 @@ def time_case(case, length, flags, dense):
             if is_dense:
                 dense[of_pass, heads, length] = rate
             else:
-                rates[of_pass] = rate
+                if implementation != flags.implementation and of_pass in rates:
+                    record["ours_over_this"] = rates[of_pass] / rate
+                rates.setdefault(of_pass, rate)
                 if (of_pass, heads, length) in dense:
                     record["of_cudnn"] = rate / dense[of_pass, heads, length]
                 yield record

@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
+import time
+import types
 from collections.abc import Iterator
 
 import jax
@@ -14,7 +17,7 @@ from bsa.parallel import mesh as meshes
 from bsa.tasks import catalogue, example, pipeline, sources
 from bsa.train import evaluate, settings, step
 from configs import base
-from experiments import quality_suites
+from experiments import quality_parts, quality_suites
 
 TEST_SEED = 0
 """All methods and seeds are tested on the same examples."""
@@ -39,18 +42,22 @@ class Cell:
         return self.suite if self.steps is None else f"{self.suite}_{self.steps}"
 
     @property
-    def parts(self) -> quality_suites.Suite:
+    def parts(self) -> quality_parts.Suite:
         return quality_suites.SUITES[self.suite]
 
-    def run(self, source: str, T: int | None = None) -> settings.RunSettings:
-        """Settings of its training, or for rows of T tokens."""
+    def run(
+        self, source: str, T: int | None = None, knobs=types.MappingProxyType({})
+    ) -> settings.RunSettings:
+        """Settings of its training, or for rows of T tokens and with other knobs."""
         config = base.get_config()
         config.update_from_flattened_dict(
-            {**self.parts.base, **self.parts.methods[self.method]}
+            {**self.parts.base, **self.parts.methods[self.method], **knobs}
         )
         config.seed = config.data.seed = self.seed
         config.data.source = source
         config.data.T = T or config.data.T
+        # No list is longer than the row: what would stay empty costs time.
+        config.index.J = min(config.index.J, config.data.T // config.index.C)
         if self.steps:
             for name in ("warmup_steps", "start_steps", "steps"):
                 value = config.train[name] * self.steps // config.train.steps
@@ -68,6 +75,7 @@ class Cell:
 
 def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):
     """The parameters after the last step."""
+    begin = time.monotonic()
     step_of, state = step.make_train_steps(run, mesh), step.initial_state(run, mesh)
     with contextlib.closing(iter(training_batches(cell, run))) as batches:
         for number in range(1, run.train.steps + 1):
@@ -77,7 +85,10 @@ def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):
                 loss = float(figures["loss"])
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"{cell}: loss {loss} at step {number}")
-                logging.info("step %d/%d  loss %.3f", number, run.train.steps, loss)
+                logging.info(
+                    "step %d/%d  loss %.3f  %.0f s",
+                    *(number, run.train.steps, loss, time.monotonic() - begin),
+                )
     return state.params
 
 
@@ -118,28 +129,40 @@ def test(cell: Cell, run, mesh, params, tests) -> Iterator[list[dict]]:
         "params": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "train_tokens": run.train.steps * run.data.B * run.data.T,
     }
-    answer_step = step.make_answer_step(run, mesh)
+    answer_steps = functools.cache(lambda run: step.make_answer_step(run, mesh))
     for part in tests:
+        num_tokens = row_tokens(cell, run, part)
+        longer = cell.run(run.data.source, num_tokens, part.knobs)
         if is_text(part):
-            longer = cell.run(run.data.source, part.num_tokens)
             rows = test_text(longer, mesh, params, part)
         else:
-            rows = [test_task(run, mesh, params, part, answer_step)]
+            num = max(1, run.data.B * run.data.T // part.num_tokens)
+            answer = functools.partial(answer_steps(longer), params)
+            rows = [test_task(longer, mesh, part, num, answer)]
         yield [known | row for row in rows]
 
 
-def test_task(run, mesh, params, part: quality_suites.Part, answer_step) -> dict:
-    """Score over whole batches of as many tokens as in training, at least `part.samples` examples."""
+def row_tokens(cell: Cell, run: settings.RunSettings, part: quality_parts.Part) -> int:
+    """Tokens of the rows that a test's examples are packed into: of as few lengths as can be, each is compiled for."""
+    if is_text(part):
+        return part.num_tokens
+    longest = max(test.num_tokens for test in cell.parts.tests)
+    return max(part.num_tokens, min(longest, run.data.B * run.data.T))
+
+
+def test_task(run, mesh, part: quality_parts.Part, num: int, answer) -> dict:
+    """Score over whole batches of `num` examples, at least `part.samples` of them."""
     task, num_tokens = make_task(part, run), part.num_tokens
-    rows = min(part.samples, max(1, run.data.B * run.data.T // num_tokens))
     scores, attended = [], []
-    for first in range(0, part.samples, rows):
+    for first in range(0, part.samples, num):
         batch, answer_id_BT = catalogue.test_batch(
-            task, num_tokens, range(first, first + rows), TEST_SEED
+            *(task, num_tokens, range(first, first + num), TEST_SEED), run.data.T
         )
-        answers = answer_step(params, meshes.global_batch(mesh, batch))
+        answers = answer(meshes.global_batch(mesh, batch))
         hit_BT, figures = jax.device_get(answers)
-        scores += example.score(hit_BT, answer_id_BT).tolist()
+        scores += example.score(
+            hit_BT.reshape(answer_id_BT.shape), answer_id_BT
+        ).tolist()
         attended.append(float(figures["attended_tokens"]))
     return {
         "task": _named(part),
@@ -150,7 +173,7 @@ def test_task(run, mesh, params, part: quality_suites.Part, answer_step) -> dict
     }
 
 
-def test_text(run, mesh, params, part: quality_suites.Part) -> list[dict]:
+def test_text(run, mesh, params, part: quality_parts.Part) -> list[dict]:
     """Bits per byte of rows that long, whole and by position: `length` ends at the bucket's end there."""
     corpus = sources.open_corpus(run.data)
     result = evaluate.Evaluator(run, corpus, mesh).bits_per_byte(params, part.samples)
@@ -171,7 +194,7 @@ def test_text(run, mesh, params, part: quality_suites.Part) -> list[dict]:
     return [row | one for one in (whole, *buckets)]
 
 
-def make_task(part: quality_suites.Part, run: settings.RunSettings) -> example.Task:
+def make_task(part: quality_parts.Part, run: settings.RunSettings) -> example.Task:
     """The task of a part, which must fit the model's vocabulary.
 
     Raises:
@@ -183,10 +206,13 @@ def make_task(part: quality_suites.Part, run: settings.RunSettings) -> example.T
     return task
 
 
-def is_text(part: quality_suites.Part) -> bool:
+def is_text(part: quality_parts.Part) -> bool:
     return part.task == "text"
 
 
 def _named(part):
-    """Task and options, as in `mqar num_pairs=64`."""
-    return " ".join([part.task, *(f"{k}={v}" for k, v in part.options.items())])
+    """Task, options and knobs, as in `mqar num_pairs=64`."""
+    said = {**part.options, **part.knobs}
+    return " ".join(
+        [part.task, *(f"{k.rpartition('.')[2]}={v}" for k, v in said.items())]
+    )

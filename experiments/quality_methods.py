@@ -27,7 +27,7 @@ def layers(pattern, windows, positions=None):
 
 
 MEAN_KEY = knobs("index", digest="submeans", R=1)
-MINMAX = knobs("index", digest="minmax")
+MINMAX = knobs("index", digest="minmax", R=2)
 """Digests of MoBA (and of all that score block means) and of Quest, everything else as in a bookmark layer."""
 REPRESENTATIVES = knobs("index", digest="distinctive", R=4)
 """Digest with the most telling keys of a block, beside the mean of the rest."""

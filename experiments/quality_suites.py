@@ -4,10 +4,7 @@ A method is a change of knobs (`experiments/quality_methods.py`). All methods of
 `indexer` has up to 3% more, `nsa` up to 0.1%. The means that `nsa` reads of all blocks are counted as attended tokens.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-
-from experiments import quality_methods
+from experiments import quality_ablations, quality_methods, quality_parts
 
 _knobs, _layers = quality_methods.knobs, quality_methods.layers
 _selectors, _patterns = quality_methods.selectors, quality_methods.patterns
@@ -15,75 +12,35 @@ _learned, _grouped = quality_methods.learned, quality_methods.grouped
 MEAN_KEY, MINMAX = quality_methods.MEAN_KEY, quality_methods.MINMAX
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Examples of one task and length, in training or as a test.
-
-    Attributes:
-        task: a name of `catalogue.TASKS`, or "text" for the text that `data.source` names.
-        num_tokens: of an example.
-        options: fields of the task.
-        samples: test examples at least (rounded up to whole batches); of text, batches.
-    """
-
-    task: str
-    num_tokens: int
-    options: Mapping = dataclasses.field(default_factory=dict)
-    samples: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Suite:
-    """A table: every method is trained on `train` for every seed, and tested on `tests`.
-
-    Attributes:
-        base: knobs of all methods, by dotted name.
-        methods: knobs that differ.
-        train: mixed evenly by rows; one part "text" trains on text alone.
-    """
-
-    base: Mapping
-    methods: Mapping[str, Mapping]
-    train: Sequence[Part]
-    tests: Sequence[Part]
-    seeds: Sequence[int] = (0, 1, 2)
-
-
 def _parts(tasks, lengths, samples=0, **options):
-    return [Part(task, n, options, samples) for n in lengths for task in tasks]
+    return [
+        quality_parts.Part(task, n, options, samples) for n in lengths for task in tasks
+    ]
 
 
-# Associative recall: each token reads 48 (window 16 and 4 blocks of 8), the budget of Zoology's NSA configuration.
-# 1.4M parameters, most of them embeddings; 197M tokens a cell.
-_MQAR_BASE = {
-    **_knobs("model", D=128, H=2, G=2, K=64, F=256, V=8192, L=2, remat="none"),
-    **_knobs("index", C=8, query_block=16, J=80, A=4, sink_tokens=0, open_tokens=1),
-    **_knobs("data", B=256, T=256, passkey_share=0.0),
-    **_knobs("train", steps=3000, learning_rate=2e-3, warmup_steps=300),
-}
+# Associative recall: in the second layer each token reads 48 (window 16 and 4 blocks of 8), the budget of Zoology's NSA
+# configuration; in the first its own and the one before it, where Zoology has a convolution of three. 1.4M parameters, most
+# of them embeddings; 131M tokens a cell.
 _MQAR_METHODS = {
-    "dense": _layers("wd", (16, 16)),
-    "window": _layers("ww", (16, 48)),
-    "streaming": _layers("ww", (16, 40)) | _knobs("index", sink_tokens=8),
-    **_selectors(_layers("wb", (16, 16)), A=4),
-    "moba": _layers("wb", (16, 8), "rr") | MEAN_KEY | _knobs("index", A=5, J=96),
-    "quest": _layers("wb", (16, 8), "rr") | MINMAX | _knobs("index", A=5, J=96),
+    "dense": _layers("sd", (2, 16)),
+    "window": _layers("sw", (2, 48)),
+    "streaming": _layers("sw", (2, 40)) | _knobs("index", sink_tokens=8),
+    **_selectors(_layers("sb", (2, 16)), A=4),
+    "moba": _layers("sb", (2, 8), "rr") | MEAN_KEY | _knobs("index", A=5, J=96),
+    "quest": _layers("sb", (2, 8), "rr") | MINMAX | _knobs("index", A=5, J=96),
     **{
-        name: _layers("wb", (16, 16)) | knobs
+        name: _layers("sb", (2, 16)) | knobs
         for name, knobs in _patterns(A=4, stride=8).items()
     },
-    **_learned(_layers("wb", (16, 16)), "wd", 300),
-    **_grouped(_layers("wb", (16, 16))),
+    **_learned(_layers("sb", (2, 16)), "sd", 200),
+    **_grouped(_layers("sb", (2, 16))),
 }
-MQAR = Suite(
-    base=_MQAR_BASE,
+MQAR = quality_parts.Suite(
+    base=quality_ablations.RECALL_BASE,
     methods=_MQAR_METHODS,
-    train=[
-        Part("mqar", length, {"num_pairs": pairs})
-        for length, pairs in ((64, 4), (128, 8), (256, 16), (256, 32), (256, 64))
-    ],
+    train=quality_ablations.RECALL_TRAIN,
     tests=[
-        Part("mqar", length, {"num_pairs": pairs}, samples=1024)
+        quality_parts.Part("mqar", length, {"num_pairs": pairs}, samples=1024)
         for length, pairs in (
             *((64, 4), (64, 8), (64, 16), (128, 32)),
             *((256, 64), (512, 128), (1024, 256)),
@@ -123,7 +80,7 @@ _NEEDLES = (
     *("niah_multivalue", "niah_multiquery", "variable_tracking"),
 )
 _COUNTS = ("common_words", "frequent_words")
-NEEDLES = Suite(
+NEEDLES = quality_parts.Suite(
     base=_READING_BASE,
     methods=_READING_METHODS,
     train=_parts(_NEEDLES, (256, 1024, 4096)) + _parts(_COUNTS, (2048, 4096)),
@@ -140,7 +97,7 @@ _ROT_METHODS = {
     "irope": _layers("cccd", (256,) * 4) | _knobs("model", chunk_tokens=512),
 }
 _ROT_TASKS = ("niah_single_2", "niah_multikey_1")
-ROT = Suite(
+ROT = quality_parts.Suite(
     base=_READING_BASE | _knobs("train", steps=2000),
     methods=_ROT_METHODS,
     train=_parts(_ROT_TASKS, (256, 1024, 4096)),
@@ -150,47 +107,80 @@ ROT = Suite(
 )
 
 
-# Several hops, the last name only; one bookmark layer among four, or two. 131M tokens a cell.
+# Two hops, the end only, by the model of associative recall: its one bookmark layer may follow links, or ask again (1% more
+# parameters; both readings are counted); or there are two such layers (14% more). 131M tokens a cell.
+_ONE = _layers("sb", (2, 16))
+
+
 def _linked(hops, **values):
-    return _layers("wwwb", (64,) * 4) | _knobs(
-        "index", route="graph", P=4, hops=hops, **values
-    )
+    return _ONE | _knobs("index", route="graph", P=4, beam=2, hops=hops, **values)
 
 
-HOPS = Suite(
-    base=_READING_BASE
-    | _knobs("model", L=4)
-    | _knobs("index", A=4, J=96, sink_tokens=0)
-    | _knobs("data", B=128, T=512)
-    | _knobs("train", steps=2000),
+HOPS = quality_parts.Suite(
+    base=quality_ablations.RECALL_BASE,
     methods={
-        "dense": _layers("wwwd", (64,) * 4),
-        "window": _layers("wwww", (64, 64, 64, 256)),
-        "bookmark": _layers("wwwb", (64,) * 4),
+        "dense": _layers("sd", (2, 16)),
+        "window": _layers("sw", (2, 48)),
+        "bookmark": _ONE,
         "links_1": _linked(1),
         "links_2": _linked(2),
         "parents_1": _linked(1, children=0),
         "parents_2": _linked(2, children=0),
-        "two_layers": _layers("wbwb", (64,) * 4, "rnrn"),
-        **_learned(_layers("wwwb", (64,) * 4), "wwwd", 200),
-        **_grouped(_layers("wwwb", (64,) * 4)),
+        "ask_again": _ONE | _knobs("model", ask_again=True),
+        "ask_again_biased": _ONE | _knobs("model", ask_again=True, score_weight=1.0),
+        "links_1_ask_again": _linked(1) | _knobs("model", ask_again=True),
+        "two_layers": _layers("sbb", (2, 16, 16), "rnn") | _knobs("model", L=3),
+        **_learned(_ONE, "sd", 200),
     },
     train=[
-        *(Part("hop_needles", 512, {"hops": hops}) for hops in (1, 2)),
-        *(Part("induction_hops", 256, {"hops": hops}) for hops in (1, 2, 4)),
-        Part("joint_recall", 128),
+        quality_parts.Part("mqar", length, {"num_pairs": pairs, "hops": hops})
+        for hops in (1, 2)
+        for length, pairs in ((64, 4), (128, 16), (256, 32), (256, 64))
     ],
     tests=[
-        *_parts(["hop_needles"], (512, 2048, 8192), samples=256, hops=1),
-        *_parts(["hop_needles"], (512, 2048, 8192), samples=256, hops=2),
-        *(Part("induction_hops", 256, {"hops": hops}, 256) for hops in (1, 2, 4)),
-        Part("joint_recall", 128, samples=256),
+        quality_parts.Part("mqar", length, {"num_pairs": pairs, "hops": hops}, 1024)
+        for hops in (2, 1)
+        for length, pairs in ((256, 64), (128, 16), (512, 128), (1024, 256))
     ],
 )
 
 
+# The same two on two CPU cores, smaller: a minute or two a cell where nobody else uses them.
+_SMALL = quality_ablations.RECALL_BASE | {
+    **_knobs("model", D=64, K=32, F=128, V=1024, dtype="float32"),
+    **_knobs("data", B=64, T=128),
+    **_knobs("train", warmup_steps=20),
+}
+
+
+def _small(lengths_and_pairs, hops, samples=0):
+    return [
+        quality_parts.Part("mqar", n, {"num_pairs": m, "hops": h, "V": 1024}, samples)
+        for h in hops
+        for n, m in lengths_and_pairs
+    ]
+
+
+MQAR_SMALL = quality_parts.Suite(
+    base=_SMALL | _knobs("train", steps=300),
+    methods={n: _MQAR_METHODS[n] for n in ("dense", "window", "bookmark", "biased")},
+    train=_small(((64, 4), (128, 8), (128, 16), (128, 32)), hops=(1,)),
+    tests=_small(((128, 32), (256, 64), (512, 128)), hops=(1,), samples=64),
+    seeds=(0,),
+)
+HOPS_SMALL = quality_parts.Suite(
+    base=_SMALL | _knobs("train", steps=600),
+    methods={
+        n: HOPS.methods[n] for n in ("bookmark", "ask_again_biased", "two_layers")
+    },
+    train=_small(((64, 4), (128, 16)), hops=(1, 2)),
+    tests=_small(((64, 4), (128, 16), (256, 32)), hops=(2, 1), samples=64),
+    seeds=(0,),
+)
+
+
 # Text: configs/small.py's model, 66M bytes a cell; the score is bits per byte, less is better.
-LM = Suite(
+LM = quality_parts.Suite(
     base={
         **_knobs("model", D=384, H=6, G=2, K=64, F=1280, L=8, remat="none"),
         **_knobs("index", A=4),
@@ -204,67 +194,17 @@ LM = Suite(
         "bookmark_rope": _layers("wwwb", (*_LOCAL, 256), "rrrr"),
         **_learned(_layers("wwwb", (*_LOCAL, 256)), "wwwd", 100),
     },
-    train=[Part("text", 8192)],
-    tests=[Part("text", 8192, samples=32), Part("text", 32768, samples=8)],
-)
-
-
-# One knob at a time, on needles among needles: 66M tokens a cell.
-def _blocks(C, A):
-    return _knobs("index", C=C, A=A, sink_tokens=C)
-
-
-def _spans(shortest, longest):
-    """A bookmark for so many blocks; the best is read whole, in half the time."""
-    spans = _knobs("index", span_min_blocks=shortest, span_blocks=longest)
-    return spans | _knobs("index", A=8, open_tokens=8)
-
-
-_ABLATED = ("niah_multikey_1", "niah_multikey_2", "variable_tracking")
-ABLATIONS = Suite(
-    base=_READING_BASE
-    | _layers("wwwb", (256,) * 4)
-    | _knobs("data", B=32, T=2048)
-    | _knobs("train", steps=1000),
-    methods={
-        "default": {},
-        "blocks_of_32": _blocks(32, 4),
-        "blocks_of_64": _blocks(64, 2),
-        "blocks_of_128": _blocks(128, 1),
-        **{f"marks_of_{n}": _spans(n, n) for n in (1, 2, 4, 8)},
-        "marks_adaptive": _spans(1, 8),
-        "marks_learned": _spans(1, 8)
-        | _knobs("index", spans="learned")
-        | _knobs("model", span_mean_blocks=4.0),
-        "points_1": _knobs("index", R=1),
-        "points_4": _knobs("index", R=4),
-        "closed_pages": _knobs("index", open_tokens=1),
-        "exact_shortlist": _knobs("index", X=32),
-        "rope_keys": _knobs("model", positions="rrrr"),
-        "keys_before_rope": _knobs("model", positions="rrrr", route_before_rope=True),
-        **{
-            f"links_{name}": _knobs("index", route="graph", P=4, similarity=name)
-            for name in ("dot", "cosine", "pearson")
-        },
-        "links_learned": _knobs("index", route="graph", P=4)
-        | _knobs("model", route_width=32)
-        | quality_methods.TAUGHT,
-        **{
-            f"hops_{hops}": _knobs("index", route="graph", P=4, hops=hops)
-            for hops in (0, 1, 3)
-        },
-        "every_2_layers": _layers("wb", (256,) * 2),
-        "every_8_layers": _layers("wwwwwwwb", (256,) * 8),
-    },
-    train=_parts(_ABLATED, (256, 2048)),
-    tests=_parts(_ABLATED, (2048, 16384), samples=64),
-    seeds=(0,),
+    train=[quality_parts.Part("text", 8192)],
+    tests=[
+        quality_parts.Part("text", 8192, samples=32),
+        quality_parts.Part("text", 32768, samples=8),
+    ],
 )
 
 
 # Seconds on two CPU cores: one token among noise, asked for up to 63 tokens later. Bookmarks reach it anywhere; the two
 # layers of windows, which read as many tokens, some 47 back.
-SMOKE = Suite(
+SMOKE = quality_parts.Suite(
     base={
         **_knobs("model", D=32, H=2, G=2, K=16, F=32, V=32, L=2, remat="none"),
         **_knobs("model", dtype="float32"),
@@ -278,8 +218,11 @@ SMOKE = Suite(
         "window": _layers("ww", (16, 32)),
         "bookmark": _layers("wb", (16, 16)),
     },
-    train=[Part("selective_copy", length, {"num_data": 1}) for length in (32, 64)],
-    tests=[Part("selective_copy", 64, {"num_data": 1}, samples=64)],
+    train=[
+        quality_parts.Part("selective_copy", length, {"num_data": 1})
+        for length in (32, 64)
+    ],
+    tests=[quality_parts.Part("selective_copy", 64, {"num_data": 1}, samples=64)],
     seeds=(0,),
 )
 
@@ -287,8 +230,12 @@ SUITES = {
     "smoke": SMOKE,
     "mqar": MQAR,
     "needles": NEEDLES,
+    "mqar_small": MQAR_SMALL,
     "hops": HOPS,
+    "hops_small": HOPS_SMALL,
     "lm": LM,
     "rot": ROT,
-    "ablations": ABLATIONS,
+    "ablations": quality_ablations.KNOBS,
+    "scaling": quality_ablations.SCALING,
+    "layers": quality_ablations.LAYERS,
 }

@@ -13,6 +13,7 @@ from pallas_kernels import (
     options,
     reference,
     shapes,
+    triton_gpu,
     xla,
 )
 
@@ -20,6 +21,7 @@ IMPLEMENTATIONS = {
     "reference": reference.attend,
     "xla": xla.attend,
     "mosaic_gpu": mosaic_gpu.attend,
+    "triton": triton_gpu.attend,
     "mosaic_tpu": mosaic_tpu.attend,
 }
 """Name -> `attend(q, k, v, selection, bias, segment_ids, options)`, best known by its file."""
@@ -67,8 +69,9 @@ def block_sparse_attention(
         query_offset, key_offset: id of the first query and of the first key; ints or int32
             scalars, that of queries also int32[B]: when decoding, where each sequence ends.
         implementation: a key of `IMPLEMENTATIONS`, or "auto" (the best for the default
-            backend, logged once: `mosaic_gpu` on Hopper GPUs for calls that it can compute,
-            which excludes float32, else `xla`).
+            backend, logged once: `mosaic_gpu` on Hopper GPUs and, where jax-triton is
+            installed, `triton` on Ampere and Ada, for calls that they can compute; else
+            `xla`. The first excludes float32, the second mods.)
     Returns:
         out_BTHK in q's dtype, and lse_BHT in float32, natural log. A query that reads no
         key gets out 0, lse -inf and zero gradients, so that partial results merge
@@ -119,22 +122,26 @@ def resolve(implementation):
 @functools.cache
 def choose(platform):
     """The key of the best implementation for a platform; cached, so logged once."""
-    hopper = platform == "gpu" and mosaic_gpu.is_hopper(jax.devices()[0])
-    choice = "mosaic_gpu" if hopper else "xla"
+    device, choice = jax.devices()[0], "xla"
+    if platform == "gpu" and mosaic_gpu.is_hopper(device):
+        choice = "mosaic_gpu"
+    elif platform == "gpu" and triton_gpu.is_best_for(device):
+        choice = "triton"
     _logger.info("block_sparse_attention on %s runs %r", platform, choice)
     return choice
 
 
 def _fits(name, q_BTHK, selection, call):
     """Whether an implementation can compute a call; "auto" gives the others to `xla`."""
-    if name != "mosaic_gpu":
-        return True
+    checks = {"mosaic_gpu": mosaic_gpu.check, "triton": triton_gpu.check}
     try:
-        mosaic_gpu.check(q_BTHK, selection, call, None)
+        if name in checks:
+            checks[name](q_BTHK, selection, call, None)
     except NotImplementedError:
         return False
     # Blocks that are wider than a tile are halved, which doubles the list.
-    return 2 * selection.block_id_BGQJ.shape[-1] <= mosaic_gpu_operands.MAX_LIST
+    longest = 2 * selection.block_id_BGQJ.shape[-1]
+    return name != "mosaic_gpu" or longest <= mosaic_gpu_operands.MAX_LIST
 
 
 def _check_arrays(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids):

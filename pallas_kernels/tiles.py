@@ -197,3 +197,79 @@ def tpu(info):
         max_slots=16,
         cores=info.num_cores,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class TritonTiles:
+    """How a Triton program divides its work.
+
+    Attributes:
+        rows: query rows (heads x tokens) of a tile, at most.
+        keys: keys of a tile, gathered from one or several key blocks; at most, for dK and
+            dV, whose tiles are single blocks.
+        warps: of a program.
+        stages: tiles on their way and in use.
+        piece_steps: for dK and dV, about the most tiles of rows that one program reads.
+    """
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    piece_steps: int = 0
+
+
+TRITON_WIDEST = 256
+"""Head width for which there are tiles."""
+
+SMALL_SHARED = (86, 89, 120, 121)
+"""Compute capabilities, times ten, with 99 KB of shared memory for a program; others that
+have these kernels have 163 KB at least (CUDA programming guide)."""
+
+
+def triton_forward(rows, K, size, capability):
+    """Tiles for lists that `rows` rows share, head width K and elements of `size` bytes.
+
+    Like all of Triton's here, chosen by what compiles without spilling many registers and
+    fits the shared memory (Triton 3.6, 2026-11-22), beside FlexAttention's choices for
+    A100 (PyTorch 2.14); never timed on Ampere or Ada. Block ids take a stage of their own,
+    so 3 stages keep one tile on its way, and 5 two.
+    """
+    if size > 2:
+        return _float32(K)
+    if K > 128:
+        return TritonTiles(64, 32, 8, 3)
+    if rows <= 64:  # Two such programs share a multiprocessor.
+        return TritonTiles(64, 64, 4, 3)
+    stages = 3 if capability in SMALL_SHARED else 5
+    return TritonTiles(128, 64, 8 if K > 64 else 4, stages)
+
+
+def triton_dq(rows, K, size, capability):
+    """The same for dQ, whose programs hold queries and the cotangent of their output."""
+    small = capability in SMALL_SHARED
+    if size > 2:
+        return _float32(K)
+    if K > 128:
+        return TritonTiles(32, 32, 4, 3) if small else TritonTiles(64, 32, 8, 3)
+    if rows <= 64 or (K > 64 and small):
+        return TritonTiles(64, 64, 4, 3)
+    return TritonTiles(128, 64, 8, 3)
+
+
+def triton_dkv(K, size, capability, key_block):
+    """The same for dK and dV, whose tiles are single key blocks, or halves of them."""
+    if size > 2:
+        sizes = _float32(K)
+    elif K > 128:
+        sizes = TritonTiles(32, 32, 4, 3)
+    elif key_block == 128 and capability == 90:
+        sizes = TritonTiles(64, 128, 8, 3)
+    else:
+        sizes = TritonTiles(64, 64, 4, 3)
+    return dataclasses.replace(sizes, piece_steps=256)
+
+
+def _float32(K):
+    """Tiles of all passes in float32, which is multiplied without tensor cores."""
+    return TritonTiles(16 if K > 128 else 32, 16, 4, 3)

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOP_LEVEL = {
     *("README.md", "WORKSPACE.md", "Makefile", "pyproject.toml"),
     *("requirements.txt", "requirements-gpu.txt", "requirements-tpu.txt"),
+    "requirements-triton.txt",
     *("bsa", "pallas_kernels", "configs", "experiments", "tests", "colab"),
 }
 PRODUCT = ("bsa", "pallas_kernels", "configs")

@@ -28,6 +28,7 @@ class LayerCache:
         host: where the host has keys and values, else None.
         index: bookmarks, with a length for each row; None but in bookmark layers.
         recent_BGTA: int32, what the last tokens chose, the newest last; None but in bookmark layers.
+        again_BGTA: the same of those who asked again; None where nobody does.
         earlier_BSGK: the index's keys of the last tokens, which later ones are mixed with; None where none are.
     """
 
@@ -35,6 +36,7 @@ class LayerCache:
     v: blocks.Blocks | None
     index: grow.GrowingIndex | None
     recent_BGTA: jax.Array | None
+    again_BGTA: jax.Array | None
     pages: paging.Pages | None
     earlier_BSGK: jax.Array | None
     host: hosts.HostBlocks | None = dataclasses.field(metadata={"static": True})
@@ -68,6 +70,11 @@ def empty(
     if model.branch_gates:
         raise ValueError(
             "decode: model.branch_gates=True is for training and evaluation only: a cache keeps no means of values"
+        )
+    if (cache.store == "host" or cache.kept_tokens) and model.ask_again:
+        raise ValueError(
+            f"decode: store={cache.store!r}, kept_tokens={cache.kept_tokens} with model.ask_again=True: a layer that reads twice "
+            "keeps all blocks on the device"
         )
     if (cache.store == "host" or cache.kept_tokens) and model.index.X:
         raise ValueError(
@@ -168,7 +175,7 @@ def _empty_layer(model, letter, cache, batch):
     )
     host = hosts.HostBlocks(shape, model.dtype) if on_host else None
     if kind != "b":
-        return LayerCache(k, v, None, None, None, None, host)
+        return LayerCache(k, v, None, None, None, None, None, host)
     grown = grow.empty(
         batch,
         model.G,
@@ -179,6 +186,7 @@ def _empty_layer(model, letter, cache, batch):
     )
     recent_tokens = (lead_blocks(model) + 1) * index.query_block - 1
     recent_BGTA = jnp.full((batch, model.G, recent_tokens, index.A), -1, jnp.int32)
+    again_BGTA = jnp.copy(recent_BGTA) if model.ask_again else None
     pages = None
     if num_blocks < cache.capacity_tokens // index.C:
         all_blocks = cache.capacity_tokens // index.C
@@ -188,7 +196,7 @@ def _empty_layer(model, letter, cache, batch):
         shape = batch, model.route_taps - 1, model.G, model.route_width
         earlier_BSGK = jnp.zeros(shape, model.dtype)
     grown = grow.per_row(grown)
-    return LayerCache(k, v, grown, recent_BGTA, pages, earlier_BSGK, host)
+    return LayerCache(k, v, grown, recent_BGTA, again_BGTA, pages, earlier_BSGK, host)
 
 
 def _check_kept(model, cache):

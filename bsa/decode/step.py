@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bsa.decode import attend
+from bsa.decode import again, attend
 from bsa.decode import cache as caches
 from bsa.model import decoder
 from bsa.model import settings as model_settings
@@ -102,7 +102,7 @@ def _advance(params, token_BT, count_B, cache, model, weigh=False):
     position_BT = cache.length_B[:, None] + jnp.arange(T, dtype=jnp.int32)
     attends = [
         functools.partial(
-            attend.attend,
+            again.attend,
             context=attend.Context(memory, count_B, cache.room, weigh),
         )
         for memory in cache.layers

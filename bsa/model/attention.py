@@ -36,6 +36,8 @@ class Heads(NamedTuple):
         noise: on scores, as `route.search_blocks` wants it; None: there is none.
         filter_CGK: how those keys are mixed first, see `learn.mix`; None: not at all.
         boundary: what finds learned spans; None: spans are not learned.
+        again_HKK: what heads found (second K), times this, joins their queries (last K) and they search and read once
+            more; None: they don't.
     """
 
     q_BTHK: jax.Array
@@ -46,6 +48,15 @@ class Heads(NamedTuple):
     noise: tuple[jax.Array, float] | None = None
     filter_CGK: jax.Array | None = None
     boundary: turn.Boundary | None = None
+    again_HKK: jax.Array | None = None
+
+    def ask_again(self, found_BTHK):
+        """Those that search and read the second time."""
+        more_BTHK = jnp.einsum("BTHL,HLK->BTHK", found_BTHK, self.again_HKK)
+        q_BTHK = self.q_BTHK + more_BTHK
+        return self._replace(
+            q_BTHK=q_BTHK, sought=(q_BTHK, self.sought[1]), again_HKK=None
+        )
 
 
 class Followed(NamedTuple):
@@ -80,13 +91,25 @@ def attend(
         followed: of the bookmark layer before one of kind f; others make lists of their own.
         placement: devices that the arrays are split over.
     Returns:
-        out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens), for bookmark layers also
-        `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`, `selection_entropy`,
-        `unread_bookmarks`, the lists as `selection`, and `followed`; if spans are learned `span_ratio`, a loss, and
-        `span_blocks`, their mean length; if rows are taught, for them and those that follow `selection_divergence`.
+        out_BTHK, and a dict of figures: `attended_tokens` (mean over tokens, of both times for heads that ask again), for
+        bookmark layers also `scored_nodes` (bookmarks and chapters, [B, T]), `union_tokens`, `refused_choices`,
+        `selection_entropy`, `unread_bookmarks`, the lists as `selection`, and `followed`; if spans are learned `span_ratio`,
+        a loss, and `span_blocks`, their mean length; if rows are taught, for them and those that follow
+        `selection_divergence`.
     Raises:
         ValueError: selection is to be learned, or branches are to be joined, in rows that lie on several devices.
     """
+    where = segment_id_BT, position_BT, model, layer, followed, placement
+    if heads.again_HKK is None:
+        return _attend_once(heads, *where)
+    found_BTHK, first = _attend_once(heads, *where)
+    out_BTHK, figures = _attend_once(heads.ask_again(found_BTHK), *where)
+    attended = first["attended_tokens"] + figures["attended_tokens"]
+    return out_BTHK, figures | {"attended_tokens": attended}
+
+
+def _attend_once(heads, segment_id_BT, position_BT, model, layer, followed, placement):
+    """`attend` by these queries."""
     if heads.filter_CGK is not None:
         heads = _mix(heads, model)
     kind, scale = model.pattern[layer], heads.q_BTHK.shape[-1] ** -0.5

@@ -89,6 +89,10 @@ class Attention(nn.Module):
             heads = heads._replace(filter_CGK=filter_CGK)
         if m.index.spans == "learned":
             heads = heads._replace(boundary=self._boundary())
+        if m.ask_again:
+            init = nn.initializers.normal(INITIAL_STD)
+            again_HKK = self.param("again_HKK", init, (m.H, m.K, m.K))
+            heads = heads._replace(again_HKK=again_HKK.astype(x_BTD.dtype))
         if m.branch_gates:
             heads = heads._replace(gates=self._gates(x_BTD))
         if m.score_noise and self.has_rng("noise"):

@@ -50,6 +50,7 @@ class ModelSettings:
     taught_rows: int = 0
     branch_gates: bool = False
     span_mean_blocks: float = 2.0
+    ask_again: bool = False
 
     def __post_init__(self):
         for name in "DHGKFVL":
@@ -152,6 +153,15 @@ class ModelSettings:
             raise ValueError(
                 f"model: route_width={self.route_width} with route_before_rope=True: the index's own keys have no positions; "
                 "set one to 0 or False"
+            )
+
+        placed = [p for p, kind in zip(self.positions, self.pattern) if kind == "b"]
+        own = self.route_width or self.route_before_rope or self.branch_gates
+        if self.ask_again and (own or "r" in placed):
+            raise ValueError(
+                f"model: ask_again=True with positions={self.positions!r}, route_width={self.route_width}, "
+                f"route_before_rope={self.route_before_rope}, branch_gates={self.branch_gates}: what was found joins attention's own "
+                "queries, which RoPE has not turned; set positions of b to n, and the others to 0 and False"
             )
 
     @property

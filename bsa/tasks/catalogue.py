@@ -61,14 +61,19 @@ def train_batches(
         if T % num_tokens:
             raise ValueError(f"T={T} is no multiple of num_tokens={num_tokens}")
 
-    def make_row(number):
-        rng = np.random.default_rng((seed, number, _TRAINING))
-        task, num_tokens = mix[rng.integers(len(mix))]
-        drawn = [task.draw(num_tokens, rng) for _ in range(T // num_tokens)]
-        return _row(drawn)
-
     def make_batch(number):
-        return _stack([make_row(number * B + i) for i in range(B)])
+        rng = np.random.default_rng((seed, number, _TRAINING))
+        part_B = rng.integers(len(mix), size=B)
+        batch = {}
+        for part, (task, num_tokens) in enumerate(mix):
+            (row,) = np.nonzero(part_B == part)
+            if not len(row):
+                continue
+            num = len(row) * T // num_tokens
+            drawn = example.draw_many(task, num_tokens, rng, num)
+            for name, value in _rows(drawn, T).items():
+                batch.setdefault(name, np.zeros((B, T), value.dtype))[row] = value
+        return batch
 
     # Whole batches: handing over single rows takes grain four times as long as drawing them.
     batches = grain.MapDataset.range(sys.maxsize // B).map(make_batch)
@@ -76,36 +81,32 @@ def train_batches(
 
 
 def test_batch(
-    task: example.Task, num_tokens: int, sample_ids: Sequence[int], seed: int
+    task: example.Task, num_tokens: int, sample_ids: Sequence[int], seed: int, T: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Test examples by number, one a row, never seen in training.
+    """Test examples by number, never seen in training, packed into rows of T tokens, a multiple of `num_tokens`.
 
     Returns:
-        The batch, T=num_tokens, and answer_id_BT for `example.score`.
+        The batch, and the examples' answer_id_BT for `example.score`: a row each, whatever rows they are packed into.
     """
-    drawn = [
-        task.draw(num_tokens, np.random.default_rng((seed, int(number), _TESTING)))
-        for number in sample_ids
-    ]
-    batch = _stack([_row([one]) for one in drawn])
-    return batch, np.stack([one.answer_id_T for one in drawn])
+    drawn = example.stack(
+        [
+            task.draw(num_tokens, np.random.default_rng((seed, int(number), _TESTING)))
+            for number in sample_ids
+        ]
+    )
+    return _rows(drawn, T), drawn.answer_id_BT
 
 
-def _stack(rows):
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _row(drawn):
-    """Examples, one after another."""
-    length = np.array([len(one.token_T) for one in drawn])
-    starts = np.repeat(np.cumsum(length) - length, length)
-    weight = np.concatenate([one.weight_T for one in drawn])
+def _rows(drawn, T):
+    """Examples, one after another, in rows of T tokens."""
+    num_tokens = drawn.token_BT.shape[1]
+    weight_BT = (drawn.answer_id_BT > 0).astype(np.float32).reshape(-1, T)
+    place_T = np.arange(T, dtype=np.int32)
+    rows = len(weight_BT)
     return {
-        "token_BT": np.concatenate([one.token_T for one in drawn]),
-        "target_BT": np.concatenate([one.target_T for one in drawn]),
-        "weight_BT": weight / weight.sum(),
-        "segment_id_BT": np.repeat(
-            np.arange(1, len(drawn) + 1, dtype=np.int32), length
-        ),
-        "position_BT": np.arange(len(starts), dtype=np.int32) - starts.astype(np.int32),
+        "token_BT": drawn.token_BT.reshape(rows, T),
+        "target_BT": drawn.target_BT.reshape(rows, T),
+        "weight_BT": weight_BT / weight_BT.sum(1, keepdims=True),
+        "segment_id_BT": np.tile(1 + place_T // num_tokens, (rows, 1)),
+        "position_BT": np.tile(place_T % num_tokens, (rows, 1)),
     }

@@ -1,7 +1,8 @@
 """A text that asks for something, and how answers to it are scored: what every synthetic task draws."""
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +33,14 @@ class Example:
         return float(score(hit_1T, self.answer_id_T[None])[0])
 
 
+class Examples(NamedTuple):
+    """Examples of one length, stacked; arrays as in `Example`."""
+
+    token_BT: np.ndarray
+    target_BT: np.ndarray
+    answer_id_BT: np.ndarray
+
+
 class Task(Protocol):
     """A kind of example. Frozen dataclasses implement it; their fields say how hard it is.
 
@@ -46,6 +55,31 @@ class Task(Protocol):
 
     def chance(self, num_tokens: int) -> float:
         """Expected score of who knows the form of such texts and guesses among what the text offers."""
+
+
+@runtime_checkable
+class FastTask(Task, Protocol):
+    """A task that draws many examples in less time than one after another."""
+
+    def draw_many(
+        self, num_tokens: int, rng: np.random.Generator, num: int
+    ) -> Examples:
+        """As `num` times `draw`."""
+
+
+def draw_many(
+    task: Task, num_tokens: int, rng: np.random.Generator, num: int
+) -> Examples:
+    """`num` examples of a task."""
+    if isinstance(task, FastTask):
+        return task.draw_many(num_tokens, rng, num)
+    return stack([task.draw(num_tokens, rng) for _ in range(num)])
+
+
+def stack(drawn: Sequence[Example]) -> Examples:
+    """Examples of one length as one."""
+    arrays = ((one.token_T, one.target_T, one.answer_id_T) for one in drawn)
+    return Examples(*(np.stack(x) for x in zip(*arrays)))
 
 
 def score(hit_BT, answer_id_BT) -> np.ndarray:

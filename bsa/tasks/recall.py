@@ -16,36 +16,55 @@ class Mqar:
     the whole vocabulary stand in between. Keys are ids in [1, V/2), values in [V/2, V); no key and no value repeats
     among the pairs.
 
+    With more `hops`, pairs form chains, told in any order: a value that is an id in [1, V/2) is another pair's key. The
+    first key of each chain is asked, for the last value only: nothing on the way is told.
+
     Attributes:
+        hops: pairs of a chain; divides `num_pairs`.
         power: the a of p(gap) ~ gap^(a - 1).
     """
 
     num_pairs: int = 4
+    hops: int = 1
     power: float = 0.01
     V: int = 8192
 
     def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
-        num = self.num_pairs
-        example.check_room("mqar", num_tokens, 4 * num)
-        half = self.V // 2
-        key = 1 + rng.choice(half - 1, num, replace=False)
-        value = half + rng.choice(self.V - half, num, replace=False)
-        token_T = rng.integers(self.V, size=num_tokens)
-        token_T[0 : 2 * num : 2], token_T[1 : 2 * num : 2] = key, value
+        return example.Example(*(x[0] for x in self.draw_many(num_tokens, rng, 1)))
+
+    def draw_many(
+        self, num_tokens: int, rng: np.random.Generator, num: int
+    ) -> example.Examples:
+        """`num` examples, each of NumPy's steps for all of them at once."""
+        pairs, chains, half = self.num_pairs, self.num_pairs // self.hops, self.V // 2
+        if pairs % self.hops:
+            raise ValueError(
+                f"mqar: num_pairs={pairs}, hops={self.hops}: no whole chains"
+            )
+        example.check_room("mqar", num_tokens, 4 * pairs)
+        key = 1 + _distinct(rng, half - 1, (num, pairs))
+        end = half + _distinct(rng, self.V - half, (num, chains))
+        # A chain's keys lie `chains` apart; each is followed by the next, the last by the end.
+        value = np.concatenate([key[:, chains:], end], axis=1)
+        order = np.argsort(rng.random((num, pairs)), axis=1)
+        token_BT = rng.integers(self.V, size=(num, num_tokens))
+        for first, told in enumerate((key, value)):
+            told = np.take_along_axis(told, order, axis=1)
+            token_BT[:, first : 2 * pairs : 2] = told
 
         # An exponential race draws without replacement, by weight.
-        gap = np.arange(1, num_tokens // 2 - num + 1)
-        wait = rng.exponential(size=len(gap)) / gap ** (self.power - 1)
-        place = 2 * (num + np.argsort(wait)[:num])
-        token_T[place] = key
-        target_T, answer_id_T = np.zeros((2, num_tokens), np.int32)
-        target_T[place] = value
-        answer_id_T[place] = 1 + np.arange(num)
-        return example.from_targets(token_T, target_T, answer_id_T)
+        gap = np.arange(1, num_tokens // 2 - pairs + 1)
+        wait = rng.exponential(size=(num, len(gap))) / gap ** (self.power - 1)
+        place = 2 * (pairs + np.argsort(wait, axis=1)[:, :chains])
+        np.put_along_axis(token_BT, place, key[:, :chains], axis=1)
+        target_BT, answer_id_BT = np.zeros((2, num, num_tokens), np.int32)
+        np.put_along_axis(target_BT, place, end, axis=1)
+        np.put_along_axis(answer_id_BT, place, 1 + np.arange(chains)[None], axis=1)
+        return example.Examples(token_BT.astype(np.int32), target_BT, answer_id_BT)
 
     def chance(self, num_tokens: int) -> float:
-        """One of the text's values."""
-        return 1 / self.num_pairs
+        """One of the values that end a chain."""
+        return self.hops / self.num_pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,3 +138,17 @@ class SelectiveCopy:
     def chance(self, num_tokens: int) -> float:
         """Any data token."""
         return 1 / (self.V - 2)
+
+
+def _distinct(rng, population, shape):
+    """Rows of ids below `population`, no id twice in a row; all such rows are equally likely."""
+    id_BP = rng.integers(population, size=shape)
+    row_B1, place_1P = np.indices(shape, sparse=True)
+    first = np.empty((shape[0], population), np.int64)
+    while True:
+        # Of equal ids in a row the last one written, the first of them, stays; others are drawn again.
+        first[row_B1, id_BP[:, ::-1]] = place_1P[:, ::-1]
+        is_taken = first[row_B1, id_BP] != place_1P
+        if not is_taken.any():
+            return id_BP
+        id_BP[is_taken] = rng.integers(population, size=is_taken.sum())

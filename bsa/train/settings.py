@@ -125,15 +125,17 @@ class RunSettings:
                             f"T={length} is no multiple of index.{name}={getattr(index, name)}; "
                             f"T={-(-length // getattr(index, name)) * getattr(index, name)} would work"
                         )
+        model = self.model
         if self.pretrained.source and (
-            self.model.route_width
-            or self.model.branch_gates
-            or self.model.index.spans == "learned"
+            model.route_width
+            or model.branch_gates
+            or model.ask_again
+            or model.index.spans == "learned"
         ):
             raise ValueError(
-                f"model.route_width={self.model.route_width}, branch_gates={self.model.branch_gates}, "
-                f"index.spans={self.model.index.spans!r}: a published checkpoint has no queries of an index, no gates and no "
-                "boundaries; set them to 0, False and 'alike'"
+                f"model.route_width={model.route_width}, branch_gates={model.branch_gates}, ask_again={model.ask_again}, "
+                f"index.spans={model.index.spans!r}: a published checkpoint has no queries of an index, no gates, no second "
+                "question and no boundaries; set them to 0, False, False and 'alike'"
             )
         if self.train.teach_weight and not self.model.taught_rows:
             raise ValueError(

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from bsa.tasks import catalogue
-from experiments import quality, quality_cell, quality_report, quality_suites
+from experiments import (
+    quality,
+    quality_cell,
+    quality_parts,
+    quality_report,
+    quality_suites,
+)
 from tests.experiments.test_index_recall import ROOT
 
 COLUMNS = {
@@ -78,8 +84,8 @@ TEXT = dataclasses.replace(
             "model.window_tokens": (16,),
         }
     },
-    train=[quality_suites.Part("text", 64)],
-    tests=[quality_suites.Part("text", length, samples=2) for length in (64, 128)],
+    train=[quality_parts.Part("text", 64)],
+    tests=[quality_parts.Part("text", length, samples=2) for length in (64, 128)],
 )
 
 
@@ -93,6 +99,7 @@ def test_suites_are_sound(name):
         index = run.model.index
         for part in itertools.chain(suite.train, suite.tests):
             assert part.num_tokens % index.C == part.num_tokens % index.query_block == 0
+            quality_cell.Cell(name, method, 0).run("stdlib", knobs=part.knobs)
             if quality_cell.is_text(part):
                 continue
             assert part.task in catalogue.TASKS

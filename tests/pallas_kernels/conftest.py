@@ -8,11 +8,22 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import IMPLEMENTATIONS, mosaic_gpu, mosaic_tpu
+from pallas_kernels import (
+    IMPLEMENTATIONS,
+    mosaic_gpu,
+    mosaic_tpu,
+    triton_gpu,
+    triton_gpu_plan,
+)
+from tests.pallas_kernels import interpret_triton
 
 # An interpreted warpgroup holds a thread of XLA's pool while it waits for another one: with
 # a thread a core they can starve each other, and the test hangs.
 os.environ.setdefault("PJRT_NPROC", "32")
+
+
+if interpret_triton.is_needed():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +48,7 @@ def interpreted_kernels(monkeypatch):
             return mosaic_tpu.attend(*arguments, interpret=interpret)
 
         monkeypatch.setitem(IMPLEMENTATIONS, "mosaic_tpu", interpreted_unless_for_tpu)
+    if interpret_triton.is_needed():
+        monkeypatch.setattr(triton_gpu_plan, "call", interpret_triton.call)
+        without_a_card = functools.partial(triton_gpu.attend, capability=80)
+        monkeypatch.setitem(IMPLEMENTATIONS, "triton", without_a_card)

@@ -1,12 +1,13 @@
 """Every implementation agrees with the oracle on every case, in values and gradients."""
 
+import dataclasses
 import functools
 
 import jax
 import pytest
 
 from pallas_kernels import IMPLEMENTATIONS, mosaic_gpu, xla
-from tests.pallas_kernels import cases, tolerance
+from tests.pallas_kernels import cases, interpret_triton, tolerance
 
 NAMES = ("out", "lse", "dq", "dk", "dv", "dbias")
 INTERPRETED = {
@@ -14,7 +15,12 @@ INTERPRETED = {
     *("long_lists", "bias_that_hides", "everything_bfloat16", "everything_block_32"),
 }
 """Cases whose backward pass by `mosaic_gpu` is interpreted."""
-DIFFERENTIATED = sorted(set(IMPLEMENTATIONS) - {"reference", "mosaic_gpu"})
+INTERPRETED_BY_TRITON = {
+    *("width_80", "gqa_3", "key_block_128", "bias_that_hides", "token_mask_block_32"),
+    *("segments", "lengths", "decode_3_tokens", "everything_block_32"),
+}
+"""Cases on which `triton` is interpreted, where there is Triton but no card."""
+DIFFERENTIATED = sorted(set(IMPLEMENTATIONS) - {"reference", "mosaic_gpu", "triton"})
 INTERPRETED = None
 if jax.default_backend() == "cpu":
     INTERPRETED = {
@@ -91,6 +97,23 @@ def test_mosaic_gpu_agrees_with_the_oracle(case):
     run = _run if on_card or case.name in INTERPRETED else _run_forward
     case = cases.fit(case, "mosaic_gpu")
     _assert_agree(case, run(case, "mosaic_gpu"), run(case, "reference"))
+
+
+@pytest.mark.skipif(
+    not (interpret_triton.is_on_card() or interpret_triton.is_needed()),
+    reason="needs Triton",
+)
+@pytest.mark.parametrize("case", cases.CASES, ids=str)
+def test_triton_agrees_with_the_oracle(case):
+    """Without the mods that it refuses."""
+    name = case.name
+    case = cases.fit(case, "triton")
+    if interpret_triton.is_needed():
+        if name not in INTERPRETED_BY_TRITON:
+            pytest.skip("interpreted on a few cases")
+        if case.dtype == "bfloat16":
+            case = dataclasses.replace(case, dtype="float16")
+    _assert_agree(case, _run(case, "triton"), _run(case, "reference"))
 
 
 def test_cases_are_distinct():

@@ -21,6 +21,7 @@ MIXED = dataclasses.replace(
     window_tokens=(16, 10, 16, 16, 16, 16),
     chunk_tokens=50,
     index=INDEX,
+    ask_again=True,
 )
 
 
@@ -28,6 +29,7 @@ def bookmarks_only(positions, **index):
     """One bookmark layer whose index differs."""
     return dataclasses.replace(
         MIXED,
+        ask_again=False,
         L=1,
         pattern="b",
         positions=positions,

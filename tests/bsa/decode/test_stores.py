@@ -90,6 +90,12 @@ def test_exact_keys_cannot_stay_on_the_host():
         caches.empty(cases.CHAPTERS, dataclasses.replace(ROOM, store="host"), 1)
 
 
+def test_layers_that_read_twice_stay_on_the_device():
+    twice = dataclasses.replace(MODEL, ask_again=True)
+    with pytest.raises(ValueError, match="reads twice keeps all blocks"):
+        caches.empty(twice, dataclasses.replace(ROOM, store="host"), 1)
+
+
 def test_means_of_values_are_not_kept():
     with pytest.raises(ValueError, match="branch_gates=True is for training and eval"):
         caches.empty(dataclasses.replace(MODEL, branch_gates=True), ROOM, 1)

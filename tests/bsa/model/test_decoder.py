@@ -68,11 +68,11 @@ NSA = dataclasses.replace(INDEX, digest="submeans", R=1, query_pool="heads")
         with_pattern("b", index=SHORTLIST),
         with_pattern("b", index=CROWDED, G=4, route_width=4, route_taps=3, **BIASED),
         with_pattern("b", index=NSA, branch_gates=True),
-        with_pattern("wb", remat="layer", index=LEARNED),
+        with_pattern("wb", ask_again=True, remat="layer", index=LEARNED),
     ],
     ids=[
         *("d", "s", "w", "c", "b", "wb", "dcwb", "bf"),
-        *("b-shortlist", "b-crowded", "b-gates", "wb-spans"),
+        *("b-shortlist", "b-crowded", "b-gates", "wb-again-spans"),
     ],
 )
 def test_no_token_sees_a_later_one(model):
@@ -262,6 +262,7 @@ def test_rope_depends_on_distance_only():
         ({"pattern": "wx"}, "letters other than"),
         ({"pattern": "wf"}, "f reads the lists of a b before it"),
         ({"pattern": "bf"}, "both have the same window"),
+        ({"positions": "rr", "ask_again": True}, "set positions of b to n"),
         ({"L": 5}, "L=5 is no multiple"),
         ({"window_tokens": (16,)}, "one entry for each letter"),
         ({"window_tokens": (16, 6)}, "whole blocks"),

@@ -14,10 +14,14 @@ DIGITS, HEX, WORDS = range(16, 26), range(32, 48), range(64, 512)
 def mqar(tokens, number, task):
     told = tokens[: 2 * task.num_pairs]
     pairs = dict(zip(told[::2], told[1::2]))
+    ends = [value for value in pairs.values() if value not in pairs]
     assert len(pairs) == len(set(pairs.values())) == task.num_pairs
-    assert max(pairs) < task.V // 2 <= min(pairs.values())
-    assert len(tokens) > len(told)
-    return (pairs[tokens[-1]],), [(value,) for value in pairs.values()]
+    assert max(pairs) < task.V // 2 <= min(ends) and len(tokens) > len(told)
+    token, hops = tokens[-1], 0
+    while token in pairs:
+        token, hops = pairs[token], hops + 1
+    assert hops == task.hops and len(ends) == task.num_pairs // hops
+    return (token,), [(end,) for end in ends]
 
 
 def joint_recall(tokens, number, task):

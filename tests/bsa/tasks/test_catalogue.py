@@ -12,6 +12,7 @@ from tests.bsa.tasks import readers
 CASES = [
     ("mqar", {}, 64),
     ("mqar", {"num_pairs": 16, "V": 64}, 64),
+    ("mqar", {"num_pairs": 12, "hops": 3, "V": 64}, 64),
     ("joint_recall", {}, 64),
     ("joint_recall", {"num_contexts": 3, "num_keys": 7, "num_queries": 21}, 96),
     ("selective_copy", {}, 100),
@@ -173,12 +174,28 @@ def test_stream_goes_on_from_its_state():
 
 def test_test_examples_are_their_own():
     task = MIX[1][0]
-    batch, answer_id_BT = catalogue.test_batch(task, 64, range(3), seed=5)
-    again, _ = catalogue.test_batch(task, 64, [2], seed=5)
-    assert (again["token_BT"][0] == batch["token_BT"][2]).all()
-    assert ((answer_id_BT > 0) == (batch["weight_BT"] > 0)).all()
+    batch, answer_id_BT = catalogue.test_batch(task, 64, range(4), seed=5, T=128)
+    again, _ = catalogue.test_batch(task, 64, [2], seed=5, T=64)
+    assert (again["token_BT"][0] == batch["token_BT"][1, :64]).all()
+    is_asked_BT = batch["weight_BT"].reshape(4, 64) > 0
+    assert ((answer_id_BT > 0) == is_asked_BT).all()
     seen = {row.tobytes() for train in take(4)[0] for row in train["token_BT"]}
-    assert not seen & {row.tobytes() for row in batch["token_BT"]}
+    assert not seen & {row.tobytes() for row in batch["token_BT"].reshape(4, 64)}
+
+
+def test_many_pairs_are_as_likely_as_each_other():
+    """Keys and values drawn for many examples together are distinct within one, and every id comes as often as others."""
+    task = catalogue.TASKS["mqar"](num_pairs=6, V=16)
+    rng = np.random.default_rng(0)
+    pair_BT = task.draw_many(24, rng, 2000).token_BT[:, :12]
+    for first, ids in ((0, range(1, 8)), (1, range(8, 16))):
+        told_BP = np.sort(pair_BT[:, first::2], axis=1)
+        assert (np.diff(told_BP, axis=1) > 0).all()
+        for place in (0, 5):
+            _, counts = np.unique(pair_BT[:, first::2][:, place], return_counts=True)
+            expected = 2000 / len(ids)
+            assert len(counts) == len(ids)
+            assert np.abs(counts - expected).max() < 5 * expected**0.5
 
 
 def test_examples_that_do_not_fill_rows_are_refused():

@@ -1,0 +1,128 @@
+"""How fast SmolLM2-135M reads and answers, dense and with bookmarks, at texts of its own 8,192 tokens and longer.
+
+Command: python -m experiments.pretrained_speed [--tokens=8192,32768,131072] [--kinds=bookmark,dense] [--piece=2048]
+Hardware: one H100 (not run yet)
+Output: experiments/results/pretrained_speed.json; cells measured before on the same device stay
+
+In bfloat16, with the index of configs/smollm2.py, whose digests are in bfloat16 too, and positions stretched by NTK, on tokens
+at random. `forward_tokens_per_s`: the parallel pass up to the last hidden states; `prefill_tokens_per_s`: reading into the
+cache, a piece at a time; `ms_per_token`: the median of `--steps` greedy steps after the text.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bsa.decode import cache as caches
+from bsa.decode import settings as decode_settings
+from bsa.decode import step
+from bsa.model import decoder
+from bsa.model import settings as model_settings
+from bsa.pretrained import parameters
+from bsa.train import provenance, settings, transfer
+from configs import smollm2
+from experiments import record
+
+CELL = ("device", "tokens", "kind", "piece_tokens")
+FORWARDS = 3
+
+
+def open_model(kind: str, num_tokens: int):
+    """The model's settings and its parameters in bfloat16."""
+    config = smollm2.get_config(kind)
+    config.model.update(dtype="bfloat16")
+    config.index.update(store="bfloat16")
+    config.data.update(T=num_tokens)
+    run, opened = transfer.open_model(settings.from_config(config))
+    longest = opened.architecture.max_tokens
+    scaling = dataclasses.replace(
+        run.model.rope_scaling,
+        kind="ntk" if num_tokens > longest else "none",
+        trained_tokens=longest,
+        factor=max(1.0, num_tokens / longest),
+    )
+    model = dataclasses.replace(run.model, rope_scaling=scaling)
+    params = parameters.arrange(parameters.load(opened), model.pattern)
+    return model, jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
+
+
+def seconds(function) -> float:
+    """Time of a call that is waited for."""
+    begin = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - begin
+
+
+def forward_seconds(params, token_BT, model: model_settings.ModelSettings) -> float:
+    """Median time of the parallel pass."""
+    position_BT = jnp.arange(token_BT.shape[1], dtype=jnp.int32)[None]
+
+    @jax.jit
+    def forward(params, token_BT):
+        segment_id_BT = jnp.ones_like(token_BT)
+        return decoder.apply(params, token_BT, segment_id_BT, position_BT, model)[0]
+
+    token_BT = jnp.asarray(token_BT)
+    jax.block_until_ready(forward(params, token_BT))
+    return statistics.median(
+        seconds(lambda: forward(params, token_BT)) for _ in range(FORWARDS)
+    )
+
+
+def measure(num_tokens: int, kind: str, piece: int, steps: int) -> dict:
+    """The record of one cell."""
+    model, params = open_model(kind, num_tokens)
+    random = np.random.default_rng(num_tokens)
+    token_BT = random.integers(0, model.V, (1, num_tokens), np.int32)
+    forward = forward_seconds(params, token_BT, model)
+
+    room = decode_settings.CacheSettings(num_tokens + piece + steps, piece)
+    cache = caches.empty(model, room, 1)
+    cache_bytes = caches.num_bytes(cache)
+    _, cache = step.prefill(params, token_BT[:, :piece], cache, model)  # compiles
+    jax.block_until_ready(cache)
+    begin = time.perf_counter()
+    logits_BV, cache = step.prefill(params, token_BT[:, piece:], cache, model)
+    jax.block_until_ready(cache)
+    prefill = time.perf_counter() - begin
+    times = []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        token_B = logits_BV.argmax(-1).astype(jnp.int32)
+        logits_BV, _, cache = step.decode_step(params, token_B, cache, model)
+        jax.block_until_ready(logits_BV)
+        times.append(time.perf_counter() - begin)
+    return {
+        "device": jax.devices()[0].device_kind,
+        "tokens": num_tokens,
+        "kind": kind,
+        "piece_tokens": piece,
+        "forward_tokens_per_s": num_tokens / forward,
+        "prefill_tokens_per_s": (num_tokens - piece) / prefill,
+        "ms_per_token": 1e3 * statistics.median(times[2:]),
+        "cache_bytes": cache_bytes,
+    }
+
+
+def main() -> None:
+    """Measures cell by cell, and records each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", default="8192,32768,131072")
+    parser.add_argument("--kinds", default="bookmark,dense")
+    parser.add_argument("--piece", type=int, default=2048, help="tokens read at once")
+    parser.add_argument("--steps", type=int, default=32, help="tokens answered, over 2")
+    flags = parser.parse_args()
+    for num_tokens in map(int, flags.tokens.split(",")):
+        for kind in flags.kinds.split(","):
+            row = measure(num_tokens, kind, flags.piece, flags.steps)
+            print(row, flush=True)
+            record.merge("pretrained_speed", provenance.provenance(), row, CELL)
+
+
+if __name__ == "__main__":
+    main()
