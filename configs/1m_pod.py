@@ -3,7 +3,7 @@
 Command: python -m bsa.main --config=configs/1m_pod.py --workdir=gs://BUCKET/1m_pod
     (on every host), or without a TPU, to see whether it fits: python -m experiments.pod_compile --topology=v5e:16x16
 Hardware: 256 TPU chips, 8 of fsdp x 32 of context (v5e:16x16, or v5p:4x8x8 with room to spare)
-Expected: not run yet; compiled for v5e:16x16, a step takes 7.5 of a chip's 16 GB (2026-11-22). Without RoPE in its bookmark
+Expected: not run yet; compiled for v5e:16x16, a step takes 7.3 of a chip's 16 GB (2026-11-22). Without RoPE in its bookmark
     layers libtpu 0.0.50 aborts, see experiments/LOG.md
 """
 

@@ -6,7 +6,7 @@ Command: python -m experiments.tables [--check]
 import pathlib
 import sys
 
-from experiments import bench_report, record
+from experiments import bench_report, quality_report, record
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
@@ -76,15 +76,42 @@ def train_1m() -> str:
     """Speed and memory of `experiments.train_1m`, a row for each length and kind."""
     result = record.read("train_1m")
     lines = [
-        "| tokens | kind | attended tokens | tokens a second | peak memory, GB | loss, first to last step |",
-        "|---|---|---|---|---|---|",
+        "| tokens | kind | attended tokens | tokens a second | peak memory, GB | loss, first to last step | device |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in sorted(result["records"], key=lambda row: (row["kind"], row["tokens"])):
         lines.append(
             f"| {row['tokens']:,} | {row['kind']} | {row['attended_tokens']:,.0f} | {row['tokens_per_s']:,.0f} "
-            f"| {row['peak_bytes'] / 1e9:.1f} | {row['loss_first']:.2f} to {row['loss_last']:.2f} ({row['steps']} steps) |"
+            f"| {row['peak_bytes'] / 1e9:.1f} | {row['loss_first']:.2f} to {row['loss_last']:.2f} ({row['steps']} steps) "
+            f"| {row['device']} |"
         )
     origin = f"`{result['command']}`, {result['date']}, commit {result['commit']}, {result['device']}"
+    return "\n".join([*lines, "", origin])
+
+
+def recall() -> str:
+    """Associative recall, as `experiments.quality` collects it."""
+    rows = record.read("quality")["records"]
+    rows = [row for row in rows if row["suite"] == "mqar"]
+    command = "`python -m experiments.quality --suite=mqar`"
+    return f"{quality_report.table(rows).rstrip()}, {command}"
+
+
+def context_parallel() -> str:
+    """Times of `experiments.context_parallel` on several devices, against one."""
+    result = record.read("context_parallel")
+    lines = [
+        "| tokens | devices | transport | pass | ms | efficiency | bytes over union |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(result["records"], key=lambda row: row["tokens"]):
+        if row["devices"] > 1:
+            lines.append(
+                f"| {row['tokens']:,} | {row['devices']} | {row['transport']} | {row['pass']} | {row['ms']:.1f} "
+                f"| {row['efficiency']:.2f} | {row['bytes_over_union']:.2f} |"
+            )
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in result["records"]))
+    origin = f"`{result['command']}`, {result['date']}, commits {commits}, {result['device']}"
     return "\n".join([*lines, "", origin])
 
 
@@ -96,7 +123,9 @@ def kernels() -> str:
 PRETRAINED_BUDGET = 832
 TABLES = {
     "small": small,
+    "recall": recall,
     "train_1m": train_1m,
+    "context_parallel": context_parallel,
     "pretrained": pretrained,
     "kernels": kernels,
 }
