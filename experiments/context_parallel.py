@@ -38,14 +38,19 @@ WINDOW_BLOCKS = 16
 
 
 def make_lists(T: int) -> selection.BlockSelection:
-    """A window, the sink, and choices among the last eighth of the row and a few popular blocks, as trained layers make."""
+    """A window, the sink, and choices among the last eighth of the row and a few popular blocks, as trained layers make.
+
+    All lists but the first few are about full, so that equal shares of the row are equal work.
+    """
     num = T // C
     rng = np.random.default_rng(0)
     own = np.arange(num)[:, None]
     window = own - np.arange(WINDOW_BLOCKS)
-    near = own - WINDOW_BLOCKS - rng.integers(0, num // 8, (num, J // 2))
-    popular = rng.choice(num, num // 16, replace=False)
-    far = rng.choice(popular, (num, J - 1 - WINDOW_BLOCKS - J // 2))
+    reach = np.clip(own - WINDOW_BLOCKS, 1, num // 8)
+    near = own - WINDOW_BLOCKS - (rng.random((num, J // 2)) * reach).astype(int)
+    popular = np.sort(rng.choice(num, num // 16, replace=False))
+    far = rng.random((num, J - 1 - WINDOW_BLOCKS - J // 2))
+    far = popular[(far * np.searchsorted(popular, own)).astype(int)]
     block_id = np.concatenate([np.zeros_like(own), window, near, far], axis=1)
     block_id = np.sort(
         np.where((block_id < 0) | (block_id > own), -1, block_id), axis=1

@@ -144,12 +144,12 @@ def _backward(rules, saved, d_out_BTHK):
     """Sends the gradients of what was fetched back; later rounds are fetched again."""
     q_BTHK, k_BSGK, v_BSGK, plan, asked, first, pull, whole = saved
     cotangents = d_out_BTHK, jnp.zeros_like(whole[1])
-    d_first = lax.cond(
+    share_BTH1, d_lse_BHT = lax.cond(
         plan.rounds > 1,
-        lambda d: merge.part_cotangents(whole, first, d),
-        lambda d: d,
-        cotangents,
+        lambda: merge.part_share(whole, first, cotangents),
+        lambda: (jnp.ones((*q_BTHK.shape[:3], 1)), cotangents[1]),
     )
+    d_first = (share_BTH1 * d_out_BTHK).astype(q_BTHK.dtype), d_lse_BHT
     d_q, *d_blocks = pull(d_first)
     d_keys = _send_home(rules, plan, asked, d_blocks)
 

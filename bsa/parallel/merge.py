@@ -31,13 +31,19 @@ def part_cotangents(whole, part, cotangents):
     With w = exp(part_lse - lse), out is the sum over parts of w * part, so d_part = w * d_out and
     d_part_lse = w * (d_out . (part - out) + d_lse).
     """
+    share_BTH1, d_part_lse_BHT = part_share(whole, part, cotangents)
+    d_part_BTHK = (share_BTH1 * cotangents[0]).astype(part[0].dtype)
+    return d_part_BTHK, d_part_lse_BHT
+
+
+def part_share(whole, part, cotangents):
+    """w and d_part_lse of `part_cotangents`, which are small."""
     (out_BTHK, lse_BHT), (part_BTHK, part_lse_BHT) = whole, part
     d_out_BTHK, d_lse_BHT = cotangents
     share_BTH1 = _share(part_lse_BHT, lse_BHT)
     gap_BTHK = part_BTHK.astype(jnp.float32) - out_BTHK
     d_lse_BTH = (d_out_BTHK * gap_BTHK).sum(-1) + d_lse_BHT.swapaxes(1, 2)
-    d_part_BTHK = (share_BTH1 * d_out_BTHK).astype(part_BTHK.dtype)
-    return d_part_BTHK, (share_BTH1[..., 0] * d_lse_BTH).swapaxes(1, 2)
+    return share_BTH1, (share_BTH1[..., 0] * d_lse_BTH).swapaxes(1, 2)
 
 
 def _share(part_lse_BHT, lse_BHT):
