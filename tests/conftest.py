@@ -2,11 +2,19 @@
 
 import os
 import shutil
+import tempfile
 
 # Tests compile far more than they compute; a GPU's kernels are to run as users compile them.
 if shutil.which("nvidia-smi") is None:
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {flags}"
+
+# Many tests start the same programs in processes of their own; what one has compiled, the others load.
+compiled = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="bsa-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
 
 import jax
 import pytest
@@ -28,3 +36,9 @@ def free_compiled_code():
     """Each program that XLA compiled keeps memory maps; thousands of them in one process crash it."""
     yield
     jax.clear_caches()
+
+
+def pytest_unconfigure():
+    """The first process, whose directory the others share, removes it."""
+    if compiled:
+        shutil.rmtree(compiled, ignore_errors=True)
