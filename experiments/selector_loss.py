@@ -56,6 +56,8 @@ def _cases():
     """Knobs of the index by name, in the order in which they are measured."""
     cases = {
         "default": {},
+        "default-lists96": {"J": 96},
+        "default-lists128": {"J": 128},
         "default-lists192": {"J": 192},
         "open16": OPEN,
         "open16-exact64": OPEN | {"X": 64},
