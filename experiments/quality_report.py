@@ -53,12 +53,13 @@ def table(rows: list[dict]) -> str:
             _spread(mine, method, "attended_tokens", "{:.0f}") for method in methods
         ]
         lines.append(f"| attended tokens | {length:,} | | {' | '.join(cells)} |")
-    seeds = len({row["seed"] for row in rows})
+    seeds = {m: len({r["seed"] for r in rows if r["method"] == m}) for m in methods}
+    seeds = ", ".join(f"{method} {number}" for method, number in seeds.items())
     made = sorted({tuple(row[name] for name in ORIGIN) for row in rows})
     where = "; ".join(
         f"commit {commit}, {date}, {device}" for commit, date, device in made
     )
-    return "\n".join([*lines, "", f"{seeds} seeds; mean (least to most). {where}", ""])
+    return "\n".join([*lines, "", f"Seeds: {seeds}; mean (least to most). {where}", ""])
 
 
 def draw(rows: list[dict], path: pathlib.Path) -> None:

@@ -93,7 +93,8 @@ def recall() -> str:
     """Associative recall, as `experiments.quality` collects it."""
     rows = record.read("quality")["records"]
     rows = [row for row in rows if row["suite"] == "mqar"]
-    command = "`python -m experiments.quality --suite=mqar`"
+    methods = ",".join(dict.fromkeys(row["method"] for row in rows))
+    command = f"`python -m experiments.quality --suite=mqar --methods={methods}`"
     return f"{quality_report.table(rows).rstrip()}, {command}"
 
 

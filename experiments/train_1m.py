@@ -122,15 +122,16 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     backend_agg.FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        mine = sorted(
-            (r["tokens"], r["tokens_per_s"]) for r in rows if r["kind"] == kind
-        )
-        left.plot(*zip(*mine), ".-", label=kind)
+    lines = {}
+    for row in sorted(rows, key=lambda row: row["tokens"]):
+        name = f"{row['kind']}, {row['choices']} choices, {row['device']}"
+        lines.setdefault(name, []).append((row["tokens"], row["tokens_per_s"]))
+    for name, points in lines.items():
+        left.plot(*zip(*points), ".-", label=name)
     left.set(
         xscale="log", yscale="log", xlabel="tokens of a row", ylabel="tokens a second"
     )
-    left.legend()
+    left.legend(fontsize=7)
     traced = [row for row in rows if "ms_index" in row]
     begin = [0.0] * len(traced)
     for part in (*step_parts.PARTS, "other", "unnamed"):

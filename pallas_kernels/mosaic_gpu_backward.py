@@ -104,15 +104,10 @@ def differentiate(rules, interpret, saved, cotangents):
 def _add_cotangents(plan, operands, out_BTHK, lse_BHT, cotangents):
     """Operands of the backward passes."""
     d_out_BTHK, d_lse_BHT = cotangents
-    empty_BHT = lse_BHT == -jnp.inf
-    # d(loss)/d(logit) = weight * (d_out . v - delta); an lse adds its cotangent's weight.
-    delta_BHT = jnp.einsum(
-        "BTHK,BTHK->BHT",
-        *(x.astype(jnp.float32) for x in (out_BTHK, d_out_BTHK)),
-        precision=jax.lax.Precision.HIGHEST,
+    lse_BHT, delta_BHT = mosaic_gpu_operands.find_delta(
+        out_BTHK, lse_BHT, d_out_BTHK, d_lse_BHT
     )
-    delta_BHT = jnp.where(empty_BHT, 0.0, delta_BHT - d_lse_BHT)
-    lse_BHT = jnp.where(empty_BHT, jnp.inf, lse_BHT * mosaic_gpu_plan.LOG2E)
+    lse_BHT *= mosaic_gpu_plan.LOG2E
     tokens = mosaic_gpu_operands.count_tokens(plan)
     return operands._replace(
         d_out_BTHK=mosaic_gpu_operands.pad(d_out_BTHK, {1: tokens, 3: plan.K}),

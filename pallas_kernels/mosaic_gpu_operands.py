@@ -187,3 +187,22 @@ def pad(x, sizes, fill=0):
     if not any(after for _, after in padding):
         return x
     return jnp.pad(x, padding, constant_values=fill)
+
+
+def find_delta(out_BTHK, lse_BHT, d_out_BTHK, d_lse_BHT):
+    """What backward kernels weigh logits by; a row that read nothing gets no weight.
+
+    d(loss)/d(logit) = exp(logit - lse) * (d_out . v - delta): FlashAttention-2 (arXiv
+    2307.08691), with the cotangent of the lse.
+
+    Returns:
+        lse_BHT, inf for a row that read nothing, and delta_BHT.
+    """
+    empty_BHT = lse_BHT == -jnp.inf
+    delta_BHT = jnp.einsum(
+        "BTHK,BTHK->BHT",
+        *(x.astype(jnp.float32) for x in (out_BTHK, d_out_BTHK)),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    delta_BHT = jnp.where(empty_BHT, 0.0, delta_BHT - d_lse_BHT)
+    return jnp.where(empty_BHT, jnp.inf, lse_BHT), delta_BHT

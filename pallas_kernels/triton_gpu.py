@@ -171,19 +171,11 @@ def _describe(differentiated, others):
 
 
 def _prepare_cotangents(plan, out_BTHK, lse_BHT, d_out_BTHK, d_lse_BHT):
-    """Padded: cotangent of out, lse as powers of two, and delta; of an empty row no weight.
-
-    d(loss)/d(logit) = weight * (d_out . v - delta): FlashAttention-2 (arXiv 2307.08691), with
-    the cotangent of the lse.
-    """
-    empty_BHT = lse_BHT == -jnp.inf
-    delta_BHT = jnp.einsum(
-        "BTHK,BTHK->BHT",
-        *(x.astype(jnp.float32) for x in (out_BTHK, d_out_BTHK)),
-        precision=jax.lax.Precision.HIGHEST,
+    """Padded: cotangent of out, lse as powers of two, and delta."""
+    lse_BHT, delta_BHT = mosaic_gpu_operands.find_delta(
+        out_BTHK, lse_BHT, d_out_BTHK, d_lse_BHT
     )
-    delta_BHT = jnp.where(empty_BHT, 0.0, delta_BHT - d_lse_BHT)
-    lse_BHT = jnp.where(empty_BHT, jnp.inf, lse_BHT * triton_gpu_plan.LOG2E)
+    lse_BHT *= triton_gpu_plan.LOG2E
     pad = mosaic_gpu_operands.pad
     return (
         pad(d_out_BTHK, {1: plan.T, 3: plan.K}),

@@ -3,7 +3,7 @@
 Each device asks the devices before it for the blocks that its lists name, each block once. An answer has room for
 `capacity_blocks`. What comes in the first round is read in one pass with the device's own keys, and backward keeps it; if
 anybody wants more, there are more rounds, whose results are merged by lse, so nothing is dropped; each costs a pass over
-all queries, and the merged result is rounded once more, so room for a round should be ample.
+all queries, and the merged result and the gradient of queries are rounded once more, so room for a round should be ample.
 
 Blocks are served in the order in which the lists first name them: so which round a token's blocks come in, and with it how
 its sums are rounded, depends on earlier tokens only. Of what lies before a device, its tokens can read one document alone,
@@ -96,10 +96,8 @@ def _plan(rules, lists, segment_id_BT):
     start_B = jnp.where(is_other_BS, token + 1, 0).max(1)
 
     # Later devices and other documents are not read. A block that is read in part comes first, for all heads.
-    block, begin_B1 = (
-        jnp.arange(devices * T // C, dtype=jnp.int32),
-        start_B[:, None] // C,
-    )
+    begin_B1 = start_B[:, None] // C
+    block = jnp.arange(devices * T // C, dtype=jnp.int32)
     is_edge_BN = (start_B[:, None] % C > 0) & (block == begin_B1)
     can_read_BN = (block >= begin_B1) & (block < own * T // C)
     first = _first_named(lists, block.size)
