@@ -5,8 +5,9 @@ Hardware: one H100; the records say which
 Output: experiments/results/decode.json; cells measured before on the same device stay
 
 A model of D=512, L=8, H=8, G=2 with fresh parameters reads random bytes. `dense` has dense layers in place of bookmark
-layers; its cache is taken as read, since reading it would take tokens squared, and its prefill is not measured. `ms_per_token`
-is the median of `--steps` steps after the text, each of one token in each of `--batch` rows. `formula_bytes` is what the cache's settings promise and the
+layers; its cache is taken as read, since reading it would take tokens squared, and its prefill is not measured. One row is
+read; all of `--batch` rows get a copy of its cache. `ms_per_token` is the median over calls, each of `--tokens_a_call`
+tokens of every row, of the time of one of these tokens. `formula_bytes` is what the cache's settings promise and the
 parameters; `peak_bytes` is the allocator's, or null where it does not say. Each cell runs in a process of its own.
 """
 
@@ -22,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bsa.decode import cache as caches
+from bsa.decode import generate, step
 from bsa.decode import settings as decode_settings
-from bsa.decode import step
 from bsa.model import decoder
 from bsa.train import provenance, settings
 from configs import base
@@ -74,15 +75,12 @@ def measure(tokens, kind, arguments):
         tokens + arguments.steps + 1, arguments.piece, arguments.store
     )
     params = decoder.init(jax.random.key(0), model)
-    cache = caches.empty(model, room, arguments.batch)
-    bytes_of_cache = caches.num_bytes(cache)
+    cache = caches.empty(model, room, 1)
     random, rate = np.random.default_rng(tokens), None
     if kind == "dense":
-        cache = dataclasses.replace(
-            cache, length_B=jnp.full(arguments.batch, tokens, jnp.int32)
-        )
+        cache = dataclasses.replace(cache, length_B=jnp.full(1, tokens, jnp.int32))
     else:
-        token_BT = random.integers(0, 256, (arguments.batch, tokens), np.int32)
+        token_BT = random.integers(0, 256, (1, tokens), np.int32)
         # The first piece compiles.
         _, cache = step.prefill(params, token_BT[:, : arguments.piece], cache, model)
         jax.block_until_ready(cache)
@@ -90,15 +88,19 @@ def measure(tokens, kind, arguments):
         _, cache = step.prefill(params, token_BT[:, arguments.piece :], cache, model)
         jax.block_until_ready(cache)
         rate = token_BT[:, arguments.piece :].size / (time.perf_counter() - begin)
-    token_B, times, share = jnp.zeros(arguments.batch, jnp.int32), [], None
-    for _ in range(arguments.steps):
-        begin = time.perf_counter()
-        logits_BV, readings, cache = step.decode_step(params, token_B, cache, model)
-        token_B = jax.block_until_ready(logits_BV.argmax(-1).astype(jnp.int32))
-        times.append(time.perf_counter() - begin)
+    if arguments.batch > 1:
+        cache = jax.tree.map(lambda x: jnp.repeat(x, arguments.batch, axis=0), cache)
+    bytes_of_cache, share, times = caches.num_bytes(cache), None, []
+    sampling = decode_settings.SamplingSettings(
+        max_tokens=arguments.steps, tokens_a_call=arguments.tokens_a_call
+    )
+    first_B = np.zeros(arguments.batch, np.int32)
+    for drawn in generate.stream(params, first_B, cache, model, sampling):
+        times.append(time.perf_counter())
         if kind == "bookmark":
-            block_id = next(r for r in readings if r is not None).block_id_BGJ
+            block_id = next(r for r in drawn.readings if r is not None).block_id_BGJ
             share = float((block_id >= 0).sum(-1).mean()) / (tokens / model.index.C)
+    a_call = np.diff(times[:: arguments.tokens_a_call])
     stats = jax.devices()[0].memory_stats() or {}
     return {
         "device": jax.devices()[0].device_kind,
@@ -109,7 +111,8 @@ def measure(tokens, kind, arguments):
         "route": arguments.route,
         "batch": arguments.batch,
         "prefill_tokens_per_s": rate,
-        "ms_per_token": 1000 * float(np.median(times[2:])),
+        "tokens_a_call": arguments.tokens_a_call,
+        "ms_per_token": 1000 * float(np.median(a_call[1:])) / arguments.tokens_a_call,
         "share_of_blocks_read": share,
         "cache_bytes": bytes_of_cache,
         "formula_bytes": arguments.batch * formula(model, room)
@@ -135,7 +138,10 @@ def parse():
     parser.add_argument("--store", default="model", help="model or int8")
     parser.add_argument("--batch", type=int, default=1, help="rows")
     parser.add_argument("--piece", type=int, default=1024, help="tokens read at once")
-    parser.add_argument("--steps", type=int, default=64, help="tokens answered, over 2")
+    parser.add_argument("--steps", type=int, default=128, help="tokens answered")
+    parser.add_argument(
+        "--tokens_a_call", type=int, default=16, help="a third of --steps or less"
+    )
     parser.add_argument("--small", action="store_true", help="a model for a CPU")
     parser.add_argument("--cell", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -148,7 +154,10 @@ def main():
     if arguments.cell:
         print(json.dumps(measure(sizes[0], kinds[0], arguments)))
         return
-    cells = ("device", "tokens", "kind", "store", "pattern", "route", "batch")
+    cells = (
+        *("device", "tokens", "kind", "store", "pattern", "route", "batch"),
+        "tokens_a_call",
+    )
     for tokens in sizes:
         for kind in kinds:
             command = [sys.executable, "-m", "experiments.decode", *sys.argv[1:]]

@@ -213,9 +213,10 @@ def _answer(params, prompt, cache, model, request, rate):
         sys.stdout.flush()
         times.append(time.monotonic())
     sys.stdout.write(to_text.decode(b"", final=True) + "\n")
-    # The first token waits for the step to be compiled.
-    steady = times[2:] or times[1:]
-    ms = 1000 * (times[-1] - times[-len(steady)]) / max(len(steady) - 1, 1)
+    # The first call waits for the step to be compiled; it counts only while it is the only one.
+    num, first = len(times) - 1, request.sampling.tokens_a_call
+    warm = first if num > first else 0
+    ms = 1000 * (times[-1] - times[warm]) / (num - warm)
     logging.info(
         "read %s tokens/s, %.1f ms a token, %s bytes of cache, %.1f%% of blocks read",
         f"{rate:,.0f}",

@@ -9,19 +9,17 @@ from bsa.decode import settings
 from pallas_kernels import shapes
 
 
-@functools.partial(jax.jit, static_argnames="sampling")
-def sample(logits_BV, number, sampling: settings.SamplingSettings):
+def sample(logits_BV, key, sampling: settings.SamplingSettings):
     """Draws one token for each row: int32[B].
 
     Args:
         logits_BV: float32.
-        number: int32, how many tokens were drawn before; each has draws of its own.
+        key: of these draws; a row's own depends on it and on the row's number alone.
     """
     shapes.check(logits_BV=logits_BV)
     if sampling.temperature == 0:
         return logits_BV.argmax(-1).astype(jnp.int32)
     logits_BV = keep_likeliest(logits_BV / sampling.temperature, sampling)
-    key = jax.random.fold_in(jax.random.key(sampling.seed), number)
     keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(
         jnp.arange(logits_BV.shape[0])
     )

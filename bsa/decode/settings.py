@@ -50,6 +50,8 @@ class SamplingSettings:
         seed: of the draws; a row's draws depend on it and on the row's number alone.
         max_tokens: longest answer.
         stop: byte strings; an answer ends with the first of them that it contains.
+        tokens_a_call: how many tokens one compiled call draws, with nothing on the host between them; each comes out when
+            all are drawn. On a GPU a token alone waits longer for its kernels to be launched than for them to run.
     Raises:
         ValueError: a value is out of range.
     """
@@ -60,6 +62,7 @@ class SamplingSettings:
     seed: int = 0
     max_tokens: int = 256
     stop: tuple[bytes, ...] = ()
+    tokens_a_call: int = 8
 
     def __post_init__(self):
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -67,7 +70,9 @@ class SamplingSettings:
                 f"decode: temperature={self.temperature} and top_k={self.top_k} cannot be negative, and "
                 f"top_p={self.top_p} must lie in (0, 1]"
             )
-        if self.max_tokens < 1:
-            raise ValueError(f"decode: max_tokens={self.max_tokens} must be at least 1")
+        if self.max_tokens < 1 or self.tokens_a_call < 1:
+            raise ValueError(
+                f"decode: max_tokens={self.max_tokens} and tokens_a_call={self.tokens_a_call} must be at least 1"
+            )
         if not all(self.stop):
             raise ValueError("decode: an empty stop sequence would end every answer")

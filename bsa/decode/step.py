@@ -95,9 +95,19 @@ def check_room(cache: caches.Cache, num_tokens: int) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "weigh"), donate_argnames="cache")
-def _advance(params, token_BT, count_B, cache, model, weigh=False):
-    """Logits after each row's last real token, readings, and the cache with the tokens."""
+def advance(
+    params,
+    token_BT,
+    count_B,
+    cache: caches.Cache,
+    model: model_settings.ModelSettings,
+    weigh: bool = False,
+):
+    """What a compiled step does: logits after each row's last real token, readings, and the cache with the tokens.
+
+    Args:
+        count_B: int32, how many of the tokens each row has; there must be room for them.
+    """
     T = token_BT.shape[1]
     position_BT = cache.length_B[:, None] + jnp.arange(T, dtype=jnp.int32)
     attends = [
@@ -121,3 +131,6 @@ def _advance(params, token_BT, count_B, cache, model, weigh=False):
     layers = tuple(layer["memory"] for layer in handed)
     cache = caches.Cache(layers, cache.length_B + count_B, cache.room)
     return logits_BV, [layer["reading"] for layer in handed], cache
+
+
+_advance = jax.jit(advance, static_argnames=("model", "weigh"), donate_argnames="cache")

@@ -132,7 +132,7 @@ def test_a_prompt_beyond_capacity_leaves_the_cache_as_it_was():
 
 
 def test_a_batch_answers_like_its_rows_and_ends_at_stop_sequences():
-    """Rows of different lengths; the stop is what the first row would have said third."""
+    """Rows of different lengths; the stop is what the first row would have said third; drawn some tokens a call."""
     params = cases.parameters(MODEL)
     prompts = [BOOK[:50], BOOK[20:57]]
 
@@ -146,16 +146,21 @@ def test_a_batch_answers_like_its_rows_and_ends_at_stop_sequences():
         last_B = [prompt[-1] for prompt in prompts]
         sampling = SamplingSettings(max_tokens=8, **sampling)
         drawn = list(generate.stream(params, last_B, cache, MODEL, sampling))
-        return [
+        answers = [
             bytes(d.token_B[row] for d in drawn if d.is_live_B[row])
             for row in range(len(prompts))
         ]
+        # All but the last token of each answer went into the cache.
+        kept_B = [n + len(a) for n, a in zip(count_B, answers)]
+        np.testing.assert_array_equal(drawn[-1].cache.length_B, kept_B)
+        return answers
 
     both = answers(prompts, temperature=5.0)
     assert [len(answer) for answer in both] == [8, 8]
-    assert answers(prompts[:1], temperature=5.0) == both[:1]
+    assert answers(prompts[:1], temperature=5.0, tokens_a_call=3) == both[:1]
+    assert answers(prompts[:1], temperature=5.0, tokens_a_call=3, seed=1) != both[:1]
     stop = both[0][1:3]
-    cut = answers(prompts, temperature=5.0, stop=(stop,))
+    cut = answers(prompts, temperature=5.0, stop=(stop,), tokens_a_call=3)
     assert cut[0] == both[0][: both[0].index(stop) + 2]
     assert cut[1] == (
         both[1][: both[1].index(stop) + 2] if stop in both[1] else both[1]

@@ -1,7 +1,5 @@
 """Drawing tokens: what may be drawn, how often, and that a seed decides."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,25 +34,25 @@ def test_what_is_kept(seed, top_k, top_p):
 
 def test_draws_follow_the_probabilities_and_the_seed():
     logits_BV = jnp.tile(jnp.log(jnp.array([0.6, 0.3, 0.1])), (2000, 1))
-    sampling = SamplingSettings(temperature=1.0, seed=3)
-    drawn_B = np.asarray(sample.sample(logits_BV, 0, sampling))
+    sampling, key = SamplingSettings(temperature=1.0), jax.random.key(3)
+    drawn_B = np.asarray(sample.sample(logits_BV, key, sampling))
     share = np.bincount(drawn_B, minlength=3) / 2000
     np.testing.assert_allclose(share, [0.6, 0.3, 0.1], atol=0.05)
-    np.testing.assert_array_equal(sample.sample(logits_BV, 0, sampling), drawn_B)
-    assert (np.asarray(sample.sample(logits_BV, 1, sampling)) != drawn_B).any()
-    other = dataclasses.replace(sampling, seed=4)
-    assert (np.asarray(sample.sample(logits_BV, 0, other)) != drawn_B).any()
+    np.testing.assert_array_equal(sample.sample(logits_BV, key, sampling), drawn_B)
+    other = sample.sample(logits_BV, jax.random.key(4), sampling)
+    assert (np.asarray(other) != drawn_B).any()
     # A row's draw does not depend on the rows beside it.
-    few = sample.sample(logits_BV[:5], 0, sampling)
+    few = sample.sample(logits_BV[:5], key, sampling)
     np.testing.assert_array_equal(few, drawn_B[:5])
 
 
 def test_no_temperature_takes_the_likeliest():
     logits_BV = jax.random.normal(jax.random.key(0), (4, 9))
-    drawn_B = sample.sample(logits_BV, 0, SamplingSettings())
+    key = jax.random.key(1)
+    drawn_B = sample.sample(logits_BV, key, SamplingSettings())
     np.testing.assert_array_equal(drawn_B, logits_BV.argmax(-1))
     cold = SamplingSettings(temperature=1e-4)
-    np.testing.assert_array_equal(sample.sample(logits_BV, 0, cold), drawn_B)
+    np.testing.assert_array_equal(sample.sample(logits_BV, key, cold), drawn_B)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +61,7 @@ def test_no_temperature_takes_the_likeliest():
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"max_tokens": 0}, "max_tokens=0"),
+        ({"tokens_a_call": 0}, "tokens_a_call=0"),
         ({"stop": (b"",)}, "empty stop sequence"),
     ],
 )
