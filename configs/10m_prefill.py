@@ -12,7 +12,7 @@ def get_config():
     """Returns the config of 1M tokens with rows of 10M, for --mode=evaluate."""
     config = base.get_config()
     config.model.update(D=512, H=8, G=2, K=64, F=1408, L=8, mlp_tokens=32768)
-    config.index.update(A=4, sink_tokens=64)
+    config.index.update(A=4, J=64, sink_tokens=64)
     config.index.update(route="chapters", chapter_bookmarks=32, chapter_R=8, beam=8)
     config.index.update(chapter_levels=2)
     config.data.update(source="go", B=1, T=10 * 2**20, passkey_share=0.2)

@@ -13,7 +13,7 @@ def get_config():
     """Returns the base config for rows that grow from 8K over 128K to 1M tokens."""
     config = base.get_config()
     config.model.update(D=512, H=8, G=2, K=64, F=1408, L=8, mlp_tokens=32768)
-    config.index.update(A=4, sink_tokens=64, store="bfloat16")
+    config.index.update(A=4, J=64, sink_tokens=64, store="bfloat16")
     config.index.update(route="chapters", chapter_bookmarks=32, chapter_R=8, beam=8)
     config.data.update(source="setmm", B=1, T=2**20, passkey_share=0.2)
     config.data.update(curriculum=((400, 32, 2**13), (200, 2, 2**17)))

@@ -16,7 +16,7 @@ def get_config():
     config.model.update(D=2048, H=16, G=4, K=128, F=5632, L=24)
     config.model.update(window_tokens=(512, 512, 512, 256), mlp_tokens=4096)
     config.model.positions = "rrrr"  # the compiler's bug, not our choice
-    config.index.update(A=4, open_tokens=16, sink_tokens=64)
+    config.index.update(A=4, J=64, open_tokens=16, sink_tokens=64)
     config.index.update(route="chapters", chapter_bookmarks=32, chapter_R=8, beam=8)
     config.data.update(source="go", B=8, T=2**20, passkey_share=0.2)
     config.data.update(packing_bins=8, prefetch_batches=1)

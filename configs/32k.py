@@ -12,7 +12,7 @@ def get_config():
     """Returns the base config for rows of 32K tokens; the longer configs begin here."""
     config = base.get_config()
     config.model.update(D=512, H=8, G=2, K=64, F=1408, L=8, mlp_tokens=32768)
-    config.index.update(A=4, sink_tokens=64, store="bfloat16")
+    config.index.update(A=4, J=64, sink_tokens=64, store="bfloat16")
     config.data.update(source="go", B=8, T=2**15, passkey_share=0.3)
     config.train.update(start_steps=300, start_pattern="wwww")  # as in small.py
     config.train.start_window_tokens = (256, 256, 256, 672)

@@ -26,7 +26,7 @@ def get_config(attention: str = "bookmark"):
         )
     config = base.get_config()
     config.model.update(D=384, H=6, G=2, K=64, F=1280, L=8, remat="none")
-    config.index.A = 4
+    config.index.update(A=4, J=64)
     config.data.update(B=8, T=8192, passkey_share=0.5)
     config.train.update(steps=2000, learning_rate=2e-3, warmup_steps=100)
     wide = (256, 256, 256, 672)

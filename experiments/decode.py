@@ -42,6 +42,7 @@ def long_index(index, tokens, route):
     return dataclasses.replace(
         index,
         route=route,
+        J=64,
         store="bfloat16",
         chapter_bookmarks=32,
         chapter_levels=levels,

