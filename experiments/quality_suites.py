@@ -49,13 +49,14 @@ MQAR = quality_parts.Suite(
 )
 
 
-# Texts of RULER's kind: 3.3M parameters. Who begins with them stays at guessing digits: so recall comes first, and texts that
-# ask for all of their needles stay in the mix. Two pairs of layers as in recall: a name of two tokens takes two lookings-up.
+# Texts of RULER's kind: 3.3M parameters, trained on up to 4K tokens, 98M in a cell. Who begins with them keeps guessing digits:
+# so recall comes first, and texts that ask for all of their needles stay in the mix. Two pairs of layers as in recall: with
+# one, or with two layers of windows before one, keys of two tokens are learned slowly or not at all.
 _READING_BASE = {
     **_knobs("model", D=256, H=4, G=4, K=64, F=704, V=512, L=4, remat="none"),
     **_knobs("index", A=4, J=96, R=4),
     **_knobs("data", B=16, T=4096, passkey_share=0.0),
-    **_knobs("train", steps=2000, learning_rate=2e-3, warmup_steps=50),
+    **_knobs("train", steps=1500, learning_rate=2e-3, warmup_steps=50),
 }
 
 
@@ -116,12 +117,12 @@ NEEDLES = quality_parts.Suite(
         *_parts(_NEEDLES, (256, 1024, 4096)),
         *_parts(_COUNTS, (2048, 4096)),
     ],
-    tests=_parts((*_NEEDLES, *_COUNTS), (4096, 16384, 65536), samples=64)
+    tests=_parts((*_NEEDLES, *_COUNTS), (4096, 16384, 65536), samples=32)
     + _parts(["niah_single_1"], (2**18, 2**20), samples=8),
 )
 
 
-# Context rot: one needle in words, and one among four, from the trained length to 256 times that. 98M tokens a cell.
+# Context rot: one needle in words, and one among four, from the trained length to 256 times that.
 _ROT_METHODS = {
     **{name: _READING_METHODS[name] for name in ("dense", "window", "bookmark")},
     "mean_key": _READING_METHODS["mean_key"],
@@ -131,7 +132,7 @@ _ROT_METHODS = {
 }
 _ROT_TASKS = ("niah_single_2", "niah_multikey_1")
 ROT = quality_parts.Suite(
-    base=_READING_BASE | _knobs("train", steps=1500),
+    base=_READING_BASE,
     methods=_ROT_METHODS,
     lessons=_LESSONS,
     train=_EXERCISES + _parts(_ROT_TASKS, (256, 1024, 4096)),
@@ -142,7 +143,7 @@ ROT = quality_parts.Suite(
 
 
 # Two hops, the end only, by the model of associative recall: its one bookmark layer may follow links, or ask again (1% more
-# parameters; both readings are counted); or there are two such layers (14% more). 131M tokens a cell.
+# parameters; both readings are counted); or there are two such layers (12% more), or two pairs (24%). 131M tokens a cell.
 _ONE = _layers("sb", (2, 16))
 
 
@@ -164,6 +165,7 @@ HOPS = quality_parts.Suite(
         "ask_again_biased": _ONE | _knobs("model", ask_again=True, score_weight=1.0),
         "links_1_ask_again": _linked(1) | _knobs("model", ask_again=True),
         "two_layers": _layers("sbb", (2, 16, 16), "rnn") | _knobs("model", L=3),
+        "two_pairs": _layers("sbsb", (2, 16) * 2, "rnrn") | _knobs("model", L=4),
         **_learned(_ONE, "sd", 200),
     },
     train=[
