@@ -53,8 +53,9 @@ def choose_blocks(
     Gradients stop here.
 
     Args:
-        q_BTHK: queries, T = S tokens.
+        q_BTHK: queries of all S tokens, or of some of them.
         k_BSGK: keys that the index was built from; read only by the exact step.
+        view: of these tokens.
         scale: of the attention's logits.
     Returns:
         choice_BGTA: int32 block ids, best first, -1 where fewer are open to the token, were found or are worth reading.
@@ -84,7 +85,7 @@ def search(
         open_blocks(view, index),
         index,
         scale=scale,
-        is_row=True,
+        is_row=sizes["T"] == sizes["S"],
     )
 
 

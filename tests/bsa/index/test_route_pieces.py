@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,3 +32,21 @@ def test_later_bookmarks_are_left_out_without_changing_choices(change):
     expected = cases.search(q, k, bookmarks, view, index=whole)
     for ours, theirs in zip(found, expected):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_few_tokens_choose_what_they_choose_among_all():
+    """Were they taken for the row's first ones, the bookmarks behind these would be left out."""
+    index = dataclasses.replace(cases.BASE, route_tokens=8)
+    q, k = cases.queries_and_keys(1, (1, TOKENS, 4, 2, 4), index, kinds=0)
+    bookmarks = cases.build_index(k, index)
+    view = cases.window_view(jnp.arange(TOKENS)[None], 2 * index.C, index)
+    few = slice(3, None, TOKENS // 16)
+    choice_BGTA, few_BGTA = (
+        cases.search(
+            *(q[:, part], k, bookmarks),
+            jax.tree.map(lambda x, part=part: x[:, part], view),
+            index=index,
+        )[0]
+        for part in (slice(None), few)
+    )
+    np.testing.assert_array_equal(few_BGTA, choice_BGTA[:, :, few])
