@@ -2,7 +2,7 @@
 
 Command: python -m experiments.index_scaling [--tokens=16384,65536] [--routes=flat,chapters,graph] [--routed=1024]
 Hardware: any; the records say which
-Output: experiments/results/index_scaling.json and .png
+Output: experiments/results/index_scaling.json and .png; lengths and routes measured before on the same device stay
 
 Keys are clustered and come in runs, as topics do; a query is a key of its own topic from anywhere before, with noise.
 Every token could choose 8 blocks of 16 from all that are closed; to save time only `routed` evenly spread ones do, and
@@ -14,6 +14,7 @@ of the flat route's blocks that a route finds, and `share_scored` what it compar
 import argparse
 import dataclasses
 import functools
+import operator
 import time
 
 import jax
@@ -143,24 +144,29 @@ def slope(records, name):
 
 
 def draw(records, path):
-    """Build + route time against tokens, a line per route."""
+    """Build + route time against tokens, a line per route and device."""
     figure = Figure(figsize=(5, 4))
     backend_agg.FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name in dict.fromkeys(r["route"] for r in records):
-        rows = [r for r in records if r["route"] == name]
-        value = slope(records, name)
-        label = name if value is None else f"{name}, slope {value:.2f}"
-        axes.loglog(
-            [r["tokens"] for r in rows],
-            [(r["build_ms"] + r["route_ms"]) / 1000 for r in rows],
-            marker="o",
-            label=label,
-        )
+    styles = dict(zip(dict.fromkeys(r["device"] for r in records), ("-", "--", ":")))
+    colors = dict(zip(dict.fromkeys(r["route"] for r in records), ("C0", "C1", "C2")))
+    for device, style in styles.items():
+        for name, color in colors.items():
+            rows = [r for r in records if (r["device"], r["route"]) == (device, name)]
+            rows.sort(key=operator.itemgetter("tokens"))
+            value = slope(rows, name)
+            label = f"{name}, {device}"
+            axes.loglog(
+                [r["tokens"] for r in rows],
+                [(r["build_ms"] + r["route_ms"]) / 1000 for r in rows],
+                marker="o",
+                color=color,
+                linestyle=style,
+                label=label if value is None else f"{label}, slope {value:.2f}",
+            )
     axes.set_xlabel("tokens")
     axes.set_ylabel("seconds to build and to route every token")
-    axes.set_title(records[0]["device"])
-    axes.legend()
+    axes.legend(fontsize="x-small")
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
@@ -170,15 +176,17 @@ def main():
     parser.add_argument("--routes", default="flat,chapters,graph")
     parser.add_argument("--routed", type=int, default=1024)
     arguments = parser.parse_args()
-    records = []
+    origin, cell = provenance.provenance(), ("device", "tokens", "route")
+    routes = arguments.routes.split(",")
     for tokens in map(int, arguments.tokens.split(",")):
-        for row in measure(tokens, arguments.routes.split(","), arguments.routed):
-            records.append(row)
+        for row in measure(tokens, routes, arguments.routed):
             print(row, flush=True)
-    record.write("index_scaling", provenance.provenance(), records)
+            record.merge("index_scaling", origin, row, cell)
+    records = record.read("index_scaling")["records"]
     draw(records, record.RESULTS / "index_scaling.png")
-    for name in arguments.routes.split(","):
-        print(name, "slope of the longest eightfold growth:", slope(records, name))
+    mine = [r for r in records if r["device"] == jax.devices()[0].device_kind]
+    for name in routes:
+        print(name, "slope of the longest eightfold growth:", slope(mine, name))
 
 
 if __name__ == "__main__":

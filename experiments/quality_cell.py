@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import time
@@ -70,7 +71,8 @@ class Cell:
 
     def described(self, source: str) -> str:
         """All that its numbers depend on."""
-        return repr((self.run(source), self.parts.train, self.parts.tests))
+        parts = self.parts
+        return repr((self.run(source), parts.lessons, parts.train, parts.tests))
 
 
 def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):
@@ -93,11 +95,26 @@ def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):
 
 
 def training_batches(cell: Cell, run: settings.RunSettings):
-    """Text, or the mix of the suite's tasks."""
+    """Text, or the mix of the suite's tasks, lessons first."""
     if is_text(cell.parts.train[0]):
         return pipeline.train_batches(sources.open_corpus(run.data), run.data)
-    mix = [(make_task(part, run), part.num_tokens) for part in cell.parts.train]
+    if not cell.parts.lessons:
+        return task_batches(cell.parts.train, run)
+    lessons, num = task_batches(cell.parts.lessons, run), run.train.steps // 10
+    return first_of(lessons, num, task_batches(cell.parts.train, run))
+
+
+def task_batches(parts, run: settings.RunSettings):
+    """A mix of tasks."""
+    mix = [(make_task(part, run), part.num_tokens) for part in parts]
     return catalogue.train_batches(mix, B=run.data.B, T=run.data.T, seed=run.data.seed)
+
+
+def first_of(one, num: int, other) -> Iterator:
+    """The first `num` items of one data set, then those of the other."""
+    for data_set, limit in ((one, num), (other, None)):
+        with contextlib.closing(iter(data_set)) as items:
+            yield from itertools.islice(items, limit)
 
 
 def save_params(path: pathlib.Path, params) -> None:

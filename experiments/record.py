@@ -31,13 +31,13 @@ def write(
 
 
 def merge(name: str, origin: dict, row: dict, cell: tuple[str, ...], folder=RESULTS):
-    """Adds a record to a file, in place of the one that has the same values under the names in `cell`."""
+    """Adds a record to a file, with its commit, in place of the one with the same values under the names in `cell`."""
     rows = [
         old
         for old in read(name, folder)["records"]
         if any(old.get(key) != row[key] for key in cell)
     ]
-    return write(name, origin, [*rows, row], folder)
+    return write(name, origin, [*rows, row | {"commit": origin["commit"]}], folder)
 
 
 def read(name: str, folder: pathlib.Path = RESULTS) -> dict:

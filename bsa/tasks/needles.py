@@ -22,7 +22,8 @@ class Needles:
         key, value: kinds of `words.CODES`.
         num_keys: needles' keys, those asked for included, besides a haystack's.
         num_values: values of each key, each in a needle of its own.
-        num_asked: keys asked for.
+        num_asked: keys asked for at once.
+        num_questions: for other keys each, one after another. To learn by: more is asked of a text.
     """
 
     haystack: str = "words"
@@ -31,6 +32,7 @@ class Needles:
     num_keys: int = 1
     num_values: int = 1
     num_asked: int = 1
+    num_questions: int = 1
     V: int = words.V
 
     def __post_init__(self):
@@ -41,9 +43,9 @@ class Needles:
                 f"needles: haystack={self.haystack!r}, key={self.key!r}, value={self.value!r};"
                 f" haystacks are {', '.join(HAYSTACKS)}, the others {', '.join(words.CODES)}"
             )
-        if not 1 <= self.num_asked <= self.num_keys:
+        if not 1 <= self.num_asked * self.num_questions <= self.num_keys:
             raise ValueError(
-                f"needles: num_asked={self.num_asked} of num_keys={self.num_keys} keys"
+                f"needles: num_asked={self.num_asked}, num_questions={self.num_questions} of num_keys={self.num_keys} keys"
             )
 
     def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
@@ -59,9 +61,16 @@ class Needles:
 
         needle = [column(words.NEEDLE), key[owner], column(words.IS), value]
         needle = np.concatenate([*needle, column(words.STOP)], axis=1)
-        asked = rng.choice(num_keys, self.num_asked, replace=False)
-        answers = [v for i in asked for v in value[owner == i]]
-        end, end_id = words.question(words.ASK, key[asked], answers)
+        asked = rng.choice(
+            num_keys, (self.num_questions, self.num_asked), replace=False
+        )
+        questions = [
+            words.question(
+                words.ASK, key[keys], [v for i in keys for v in value[owner == i]]
+            )
+            for keys in asked
+        ]
+        end, end_id = words.joined(questions)
 
         space = num_tokens + 1 - needle.size - len(end)
         if self.haystack == "needles":
@@ -84,7 +93,8 @@ class Needles:
         key_len, value_len = words.CODES[self.key][2], words.CODES[self.value][2]
         needle_len = self.num_values * (3 + key_len + value_len)
         answers = self.num_asked * self.num_values
-        end_len = 1 + self.num_asked * (key_len + 1) + answers * (value_len + 1) - 1
+        end_len = self.num_asked * (key_len + 1) + answers * (value_len + 1)
+        end_len *= self.num_questions
         space = num_tokens + 1 - end_len
         example.check_room(
             "needles", num_tokens, end_len - 1 + self.num_keys * needle_len

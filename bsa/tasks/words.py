@@ -69,3 +69,11 @@ def question(mark: int, asked, answers) -> tuple[np.ndarray, np.ndarray]:
     tail = listed(answers)
     ids = np.where(tail == AND, 0, ids)
     return np.concatenate([head, tail]), np.concatenate([np.zeros_like(head), ids])
+
+
+def joined(questions) -> tuple[np.ndarray, np.ndarray]:
+    """Questions one after another, their answers counted on."""
+    tokens, ids = zip(*questions)
+    first = np.cumsum([0, *(one.max() for one in ids[:-1])])
+    counted = [np.where(one > 0, one + n, 0) for one, n in zip(ids, first)]
+    return np.concatenate(tokens), np.concatenate(counted)

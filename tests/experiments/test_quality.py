@@ -1,5 +1,6 @@
 """The table of methods and tasks: its suites can be run, its smoke suite tells selection from a window."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -97,7 +98,7 @@ def test_suites_are_sound(name):
     for method in suite.methods:
         run = quality_cell.Cell(name, method, 0).run("stdlib")
         index = run.model.index
-        for part in itertools.chain(suite.train, suite.tests):
+        for part in itertools.chain(suite.lessons, suite.train, suite.tests):
             assert part.num_tokens % index.C == part.num_tokens % index.query_block == 0
             quality_cell.Cell(name, method, 0).run("stdlib", knobs=part.knobs)
             if quality_cell.is_text(part):
@@ -105,13 +106,29 @@ def test_suites_are_sound(name):
             assert part.task in catalogue.TASKS
             task = quality_cell.make_task(part, run)
             assert 0 < task.chance(part.num_tokens) < 1
-        for part in suite.train:
+        for part in itertools.chain(suite.lessons, suite.train):
             assert run.data.T % part.num_tokens == 0
         assert all(part.samples > 0 for part in suite.tests)
-    for part in suite.train:
+    for part in itertools.chain(suite.lessons, suite.train):
         if not quality_cell.is_text(part):
             task = quality_cell.make_task(part, run)
             assert task.draw(part.num_tokens, rng).answer_id_T.max() > 0
+
+
+def test_lessons_fill_the_first_tenth(monkeypatch):
+    """Each row of theirs asks for as many answers as they have, each row after them for one a text."""
+    lesson = quality_parts.Part("selective_copy", 64, {"num_data": 7})
+    suite = dataclasses.replace(quality_suites.SMOKE, lessons=[lesson])
+    monkeypatch.setitem(quality_suites.SUITES, "lessons", suite)
+    cell = quality_cell.Cell("lessons", "dense", 0, steps=30)
+    with contextlib.closing(
+        iter(quality_cell.training_batches(cell, cell.run("stdlib")))
+    ) as batches:
+        asked = [
+            (batch["weight_BT"] > 0).sum(1).max()
+            for batch in itertools.islice(batches, 30)
+        ]
+    assert asked[:3] == [7] * 3 and max(asked[3:]) == 2
 
 
 def test_a_cell_that_fails_leaves_the_others(tmp_path, monkeypatch):

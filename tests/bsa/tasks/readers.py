@@ -66,7 +66,7 @@ def needles(tokens, number, task):
     values = [value for values in told.values() for value in values]
     assert len(set(values)) == len(values)
     assert len(told) >= task.num_keys
-    answer = answers[number - 1]
+    answer = answers[(number - 1) % len(answers)]  # counted over all questions
     places = [i for i in range(begin) if tuple(tokens[i : i + len(answer)]) == answer]
     assert len(places) == 1, "the value stands in its needle only"
     return answer, values

@@ -27,6 +27,7 @@ CASES = [
     ("niah_multikey_3", {}, 128),
     ("niah_multivalue", {}, 160),
     ("niah_multiquery", {}, 160),
+    ("niah_multivalue", {"num_keys": 3, "num_values": 2, "num_questions": 3}, 192),
     ("variable_tracking", {}, 128),
     ("variable_tracking", {"hops": 2, "num_chains": 5}, 256),
     ("hop_needles", {}, 128),
