@@ -3,7 +3,7 @@
 Command: python -m experiments.selector_loss [--texts=set.mm] [--cases=mean64,points2] [--list]
 Hardware: any; one H100 takes seconds a cell, two CPU cores two minutes
 Output: experiments/results/selector_loss.json, to which each cell is added when it is done (those that are there are
-    left alone), and selector_loss.png: nats against all FLOPs of router and attention.
+    left alone), and selector_loss.png: nats against all FLOPs and bytes of router and attention.
 
 Texts are the three of `experiments/texts.py` that are code or proofs; figures are of positions 4,096-8,191. Costs are of
 one token in one layer, all heads, vectors in two bytes each:
@@ -187,25 +187,38 @@ def costs(model: model_settings.ModelSettings, found: dict) -> dict:
 
 
 def draw(rows: list[dict], path) -> None:
-    """Nats against FLOPs, a panel for each text, cases that nothing beats joined by a line."""
+    """Nats against FLOPs and bytes, a column for each text: what nothing beats on a line, and the default."""
     shown = [text for text in TEXTS if any(row["text"] == text for row in rows)]
-    figure = Figure(figsize=(5 * len(shown), 4.4), layout="constrained")
+    figure = Figure(figsize=(5 * len(shown), 8), layout="constrained")
     backend_agg.FigureCanvasAgg(figure)
-    for axes, text in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown):
-        points = sorted(
-            (row["router_flops"] + row["attention_flops"], row["nats"], row["case"])
-            for row in rows
-            if row["text"] == text
-        )
-        best = [p for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
-        axes.plot(*zip(*(p[:2] for p in points)), ".", color="grey")
-        axes.plot(*zip(*(p[:2] for p in best)), "o-", color="#1f5fa8")
-        for flops, nats, case in best:
-            axes.annotate(case, (flops, nats), fontsize=7)
-        axes.set(xscale="log", title=text, xlabel="FLOPs a token and layer")
-        axes.set(ylabel="nats a token")
-        axes.grid(alpha=0.3)
+    panels = figure.subplots(2, len(shown), squeeze=False)
+    for i, name in enumerate(("flops", "bytes")):
+        for axes, text in zip(panels[i], shown):
+            points = sorted(
+                (
+                    row[f"router_{name}"] + row[f"attention_{name}"],
+                    row["nats"],
+                    row["case"],
+                )
+                for row in rows
+                if row["text"] == text
+            )
+            _draw_frontier(axes, points)
+            axes.set(xscale="log", title=text, xlabel=f"{name} a token and layer")
+            axes.set(ylabel="nats a token")
+            axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
+
+
+def _draw_frontier(axes, points):
+    best = [p for i, p in enumerate(points) if all(p[1] < q[1] for q in points[:i])]
+    axes.plot(*zip(*(p[:2] for p in points)), ".", color="grey")
+    axes.plot(*zip(*(p[:2] for p in best)), "o-", color="#1f5fa8")
+    for cost, nats, case in best:
+        axes.annotate(case, (cost, nats), fontsize=7)
+    for cost, nats, case in points:
+        if case == DEFAULT:
+            axes.plot(cost, nats, "o", color="#d9661f", zorder=3)
 
 
 if __name__ == "__main__":

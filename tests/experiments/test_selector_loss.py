@@ -55,8 +55,9 @@ def test_the_default_is_among_the_cases():
 def test_the_picture_shows_what_nothing_beats(tmp_path):
     rows = [
         {"text": "set.mm", "case": f"{i}", "nats": nats}
-        | {"router_flops": flops, "attention_flops": 1.0}
-        for i, (flops, nats) in enumerate([(1, 3.0), (2, 3.5), (3, 2.0)])
+        | dict.fromkeys(("router_flops", "router_bytes"), cost)
+        | dict.fromkeys(("attention_flops", "attention_bytes"), 1.0)
+        for i, (cost, nats) in enumerate([(1, 3.0), (2, 3.5), (3, 2.0)])
     ]
     selector_loss.draw(rows, tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 5_000
