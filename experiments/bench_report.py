@@ -3,7 +3,8 @@
 Command: python -m experiments.bench_report [FILE.json ...]
 
 Files of several runs are joined, a later record in place of an earlier one of the same measurement; a failure only where
-nothing succeeded. Each record says by which command, when and at which commit it was made. Without files, the figure alone is drawn anew.
+nothing succeeded. Each record says by which command, when, at which commit and on which device it was made. Without files,
+the figure alone is drawn anew.
 """
 
 import json
@@ -21,6 +22,7 @@ CELL = (
     *("query_block", "key_block", "K", "T", "S", "H", "masked", "biased", "dtype"),
 )
 """What tells measurements apart."""
+ORIGIN = ("command", "commit", "date", "device")
 STEPS = ("build", "route", "unite", "attend")
 DENSE = "cudnn"
 
@@ -30,9 +32,7 @@ def join(files):
     joined = {}
     for result in files:
         for row in result["records"]:
-            made = {
-                key: row.get(key, result[key]) for key in ("command", "commit", "date")
-            }
+            made = {key: row.get(key, result[key]) for key in ORIGIN}
             key = tuple(row.get(name) for name in CELL)
             if "failed" not in row or "failed" in joined.get(key, row):
                 joined[key] = row | made
@@ -100,7 +100,8 @@ def tables(result):
         return ""
     commands = ", ".join(dict.fromkeys(f"`{row['command']}`" for row in records))
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in records))
-    found.append(f"{commands}, commits {commits}, {result['device']}")
+    devices = ", ".join(dict.fromkeys(row["device"] for row in records))
+    found.append(f"{commands}, commits {commits}, {devices}")
     return "\n\n".join(found)
 
 
@@ -151,13 +152,18 @@ def _layer_table(records):
     for (length, _, route), passes in _select(records, "end_to_end").items():
         if route is None:
             continue
-        line = [f"{length:,}", route]
+        line = [f"{length:,}", route, _device(passes)]
         for name in ("forward", "forward+backward"):
             line.append(_cell(passes.get(name), "{ms:.1f} ({times_dense:.1f}x)"))
         line += [_cell(passes.get(name), "{ms:.1f}") for name in STEPS]
         rows.append(line)
     whole = ("forward, ms (dense over it)", "forward+backward")
-    return _table(["tokens", "route", *whole, *STEPS], rows)
+    return _table(["tokens", "route", "device", *whole, *STEPS], rows)
+
+
+def _device(passes):
+    """Where a cell's passes were measured."""
+    return ", ".join(dict.fromkeys(row["device"] for row in passes.values()))
 
 
 def _nsa_table(records):
@@ -165,13 +171,14 @@ def _nsa_table(records):
     peers = _select(records, "nsa", implementation="fla_nsa")
     for cell, passes in _select(records, "nsa", implementation="mosaic_gpu").items():
         line = [f"{cell[0]:,}", _cell(passes.get("forward"), "{union_blocks:.0f}")]
+        line.append(_device(passes))
         for name in ("forward", "forward+backward"):
             peer = peers.get(cell, {}).get(name)
             line.append(_cell(passes.get(name), "{ms:.1f}"))
-            line.append(_cell(peer, "{ms:.1f} ({ours_over_this:.1f}x)"))
+            line.append(_cell(peer, "{ms:.1f} ({ours_over_this:.2f}x)"))
         rows.append(line)
     passes = ("forward, ms", "fla's", "forward+backward, ms", "fla's")
-    return _table(["tokens", "blocks read by 16 tokens", *passes], rows)
+    return _table(["tokens", "blocks read by 16 tokens", "device", *passes], rows)
 
 
 def _decode_table(records):
@@ -181,6 +188,24 @@ def _decode_table(records):
     rows = [form.format_map(row).split("|") for row in _good(records, "decode")]
     head = ["sequences", "tokens", "a token, ms", "dense, ms", "of copy bandwidth"]
     return _table(head, rows)
+
+
+def pair_table(result, name):
+    """Rates of one implementation beside those of the others in its run."""
+    rows = []
+    mine = [r for r in _good(result["records"], "time") if r["implementation"] == name]
+    for row in mine:
+        cell = row["case"], row["length"], row["pass"]
+        peers = [
+            f"{other['implementation']} {other['tflops']:.0f}"
+            for other in _good(result["records"], "time")
+            if (other["case"], other["length"], other["pass"]) == cell
+            and other["implementation"] != name
+        ]
+        line = [row["case"], f"{row['length']:,}", row["pass"]]
+        rows.append([*line, f"{row['tflops']:.0f}", ", ".join(peers)])
+    table = _table(["query x key block", "tokens", "pass", name, "beside it"], rows)
+    return f"{table}\n\n`{mine[0]['command']}`, commit {mine[0]['commit']}, {mine[0]['device']}"
 
 
 def main():

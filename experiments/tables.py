@@ -91,10 +91,29 @@ def train_1m() -> str:
 
 def recall() -> str:
     """Associative recall, as `experiments.quality` collects it."""
+    return _suite("mqar")
+
+
+def hops() -> str:
+    """Two hops: the same, but the answer is another question's."""
+    return _suite("hops")
+
+
+def text() -> str:
+    """Bits per byte of whole texts."""
+    return _suite("lm", "bits_per_byte")
+
+
+def _suite(name, task=None):
+    """The table of a suite of `experiments.quality`, or of one of its tasks."""
     rows = record.read("quality")["records"]
-    rows = [row for row in rows if row["suite"] == "mqar"]
+    rows = [
+        row
+        for row in rows
+        if row["suite"] == name and row["task"] == (task or row["task"])
+    ]
     methods = ",".join(dict.fromkeys(row["method"] for row in rows))
-    command = f"`python -m experiments.quality --suite=mqar --methods={methods}`"
+    command = f"`python -m experiments.quality --suite={name} --methods={methods}`"
     return f"{quality_report.table(rows).rstrip()}, {command}"
 
 
@@ -121,14 +140,44 @@ def kernels() -> str:
     return bench_report.tables(record.read(bench_report.NAME))
 
 
+def triton() -> str:
+    """The Triton kernels beside the Hopper ones, on the same tensors in one run."""
+    return bench_report.pair_table(record.read("kernels_triton"), "triton")
+
+
+def decode() -> str:
+    """What `experiments.decode` measured on GPUs, a row for each cell."""
+    result = record.read("decode")
+    lines = [
+        "| tokens | rows | kind | tokens a call | prefill, tokens a second | ms a token | cache, GB | peak, GB | device |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(
+        result["records"], key=lambda row: (row["tokens"], row["batch"], row["kind"])
+    ):
+        rate = row["prefill_tokens_per_s"]
+        lines.append(
+            f"| {row['tokens']:,} | {row['batch']} | {row['kind']} | {row['tokens_a_call']} "
+            f"| {f'{rate:,.0f}' if rate else ''} | {row['ms_per_token']:.2f} | {row['cache_bytes'] / 1e9:.2f} "
+            f"| {row['peak_bytes'] / 1e9:.2f} | {row['device']} |"
+        )
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in result["records"]))
+    origin = f"`python -m experiments.decode`, one cell a command, {result['date']}, commits {commits}"
+    return "\n".join([*lines, "", origin])
+
+
 PRETRAINED_BUDGET = 832
 TABLES = {
     "small": small,
     "recall": recall,
+    "hops": hops,
+    "text": text,
     "train_1m": train_1m,
     "context_parallel": context_parallel,
     "pretrained": pretrained,
     "kernels": kernels,
+    "triton": triton,
+    "decode": decode,
 }
 
 

@@ -28,7 +28,9 @@ from experiments import record, step_parts
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/1m.py")
 _TOKENS = flags.DEFINE_list("tokens", ["131072", "1048576"], "Lengths of the row.")
 _KINDS = flags.DEFINE_list("kinds", ["bookmark", "mixed", "dense"], "Kinds of layers.")
-_STEPS = flags.DEFINE_integer("steps", 20, "Steps; the first two are not timed.")
+_STEPS = flags.DEFINE_integer(
+    "steps", 20, "Steps; the first two are not timed.", lower_bound=3
+)
 _TRACE_DIR = flags.DEFINE_string("trace_dir", "", "For traces; none if empty.")
 _ONE = flags.DEFINE_bool("one", False, "Measure one row here, and print it as JSON.")
 
