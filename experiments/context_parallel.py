@@ -3,11 +3,13 @@
     python -m experiments.context_parallel [--tokens=524288,1048576] [--transports=exchange,ring] [--repeats=20]
 
 All-gather is an exchange with room for everything. Efficiency is the time on one device over devices times theirs, at
-the same number of tokens. `bytes_over_union`: blocks sent over blocks that somebody listed, of a forward pass.
+the same number of tokens. `bytes_over_union`: blocks sent over blocks that somebody listed, of a forward pass. Rows
+measured before on the same device stay; context_parallel.png has them all.
 """
 
 import functools
 import itertools
+import pathlib
 import statistics
 import time
 from concurrent import futures
@@ -17,12 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from matplotlib.backends import backend_agg
+from matplotlib.figure import Figure
 
 from bsa.parallel import attend, exchange
 from bsa.parallel import mesh as meshes
 from bsa.train import provenance
 from experiments import record
 from pallas_kernels import selection
+
+CELL = ("device", "devices", "tokens", "transport", "pass")
 
 _TOKENS = flags.DEFINE_list("tokens", ["524288", "1048576"], "Lengths of the row.")
 _TRANSPORTS = flags.DEFINE_list(
@@ -94,6 +100,7 @@ class Call:
         if transport == "exchange":
             self._capacity = _CAPACITY.value or room_for_all(lists, devices)
         self.name = {
+            "device": jax.devices()[0].device_kind,
             "devices": devices,
             "tokens": T,
             "transport": transport,
@@ -195,15 +202,43 @@ def main(argv: list[str]) -> None:
         calls += [Call(T, *setting, lists) for setting in settings]
     with futures.ThreadPoolExecutor() as pool:
         calls = list(pool.map(Call.compile, calls))
-    rows, alone = [], {}
+    origin, alone = provenance.provenance(), {}
     for call in calls:
         for row in call.measure():
             key = row["tokens"], row["pass"]
             alone.setdefault(key, row["ms"])
             row["efficiency"] = alone[key] / (row["devices"] * row["ms"])
-            rows.append(row)
             print(row, flush=True)
-            record.write("context_parallel", provenance.provenance(), rows)
+            record.merge("context_parallel", origin, row, CELL)
+    draw(
+        record.read("context_parallel")["records"],
+        record.RESULTS / "context_parallel.png",
+    )
+
+
+def draw(records: list[dict], path: pathlib.Path) -> None:
+    """Efficiency of both passes: a bar for each transport and length on several devices."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    backend_agg.FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    rows = [row for row in records if row["devices"] > 1]
+    passes = list(dict.fromkeys(row["pass"] for row in rows))
+
+    def label(row):
+        return (
+            f"{row['transport']}\n{row['tokens']:,}\n{row['devices']} x {row['device']}"
+        )
+
+    labels = list(dict.fromkeys(map(label, rows)))
+    for turn, name in enumerate(passes):
+        mine = [row for row in rows if row["pass"] == name]
+        places = [labels.index(label(row)) + 0.4 * (turn - 0.5) for row in mine]
+        axes.bar(places, [row["efficiency"] for row in mine], 0.4, label=name)
+    axes.set_xticks(range(len(labels)), labels, fontsize="x-small")
+    axes.axhline(1, color="black", linewidth=0.5)
+    axes.set_ylabel("time on one device over all devices' time")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

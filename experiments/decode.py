@@ -2,7 +2,7 @@
 
 Command: python -m experiments.decode [--tokens=131072,1048576,10485760] [--kinds=bookmark,dense] [--pattern=wwwb]
 Hardware: one H100; the records say which
-Output: experiments/results/decode.json; cells measured before on the same device stay
+Output: experiments/results/decode.json and .png; cells measured before on the same device stay
 
 A model of D=512, L=8, H=8, G=2 with fresh parameters reads random bytes. `dense` has dense layers in place of bookmark
 layers; its cache is taken as read, since reading it would take tokens squared, and its prefill is not measured. One row is
@@ -14,6 +14,7 @@ parameters; `peak_bytes` is the allocator's, or null where it does not say. Each
 import argparse
 import dataclasses
 import json
+import operator
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.backends import backend_agg
+from matplotlib.figure import Figure
 
 from bsa.decode import cache as caches
 from bsa.decode import generate, step
@@ -130,6 +133,24 @@ def formula(model, room):
     return round(each * repeated * room.capacity_tokens)
 
 
+def draw(records, path):
+    """Milliseconds of a token over rows that answer together, a line for each kind, length, device and way to call."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    backend_agg.FigureCanvasAgg(figure)
+    axes, lines = figure.subplots(), {}
+    for row in sorted(records, key=operator.itemgetter("batch")):
+        label = (
+            f"{row['kind']}, {row['tokens']:,} tokens, {row['tokens_a_call']} a call, "
+            f"{row['store']}, {row['device']}"
+        )
+        lines.setdefault(label, []).append((row["batch"], row["ms_per_token"]))
+    for label, points in lines.items():
+        axes.loglog(*zip(*points), ".-", label=label)
+    axes.set(xlabel="rows", ylabel="ms a token of every row")
+    axes.legend(fontsize="x-small")
+    figure.savefig(path, dpi=150)
+
+
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", default="131072,1048576,10485760")
@@ -169,6 +190,7 @@ def main():
             row = json.loads(done.stdout.splitlines()[-1])
             print(row, flush=True)
             record.merge("decode", provenance.provenance(), row, cells)
+    draw(record.read("decode")["records"], record.RESULTS / "decode.png")
 
 
 if __name__ == "__main__":
