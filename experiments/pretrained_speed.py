@@ -1,11 +1,12 @@
 """How fast SmolLM2-135M reads and answers, dense and with bookmarks, at texts of its own 8,192 tokens and longer.
 
-Command: python -m experiments.pretrained_speed [--tokens=8192,32768,131072] [--kinds=bookmark,dense] [--piece=2048]
+Command: python -m experiments.pretrained_speed [--tokens=8192,32768,131072] [--kinds=bookmark,dense] [--route=flat]
+    [--piece=2048]
 Hardware: one H100 or H200 (one cell run so far, a token a call)
 Output: experiments/results/pretrained_speed.json; cells measured before on the same device stay
 
-In bfloat16, with the index of configs/smollm2.py, whose digests are in bfloat16 too, and positions stretched by NTK, on tokens
-at random. `forward_tokens_per_s`: the parallel pass up to the last hidden states; `prefill_tokens_per_s`: reading into the
+In bfloat16, with the index of configs/smollm2.py, whose digests are in bfloat16 too and searched by `--route` (chapters as
+`experiments.decode` makes them), and positions stretched by NTK, on tokens at random. `forward_tokens_per_s`: the parallel pass up to the last hidden states; `prefill_tokens_per_s`: reading into the
 cache, a piece at a time; `ms_per_token`: of `--steps` greedy tokens after the text, the median over calls that draw 8 each.
 """
 
@@ -26,13 +27,13 @@ from bsa.model import settings as model_settings
 from bsa.pretrained import parameters
 from bsa.train import provenance, settings, transfer
 from configs import smollm2
-from experiments import record
+from experiments import decode, record
 
-CELL = ("device", "tokens", "kind", "piece_tokens")
+CELL = ("device", "tokens", "kind", "route", "piece_tokens")
 FORWARDS = 3
 
 
-def open_model(kind: str, num_tokens: int):
+def open_model(kind: str, route: str, num_tokens: int):
     """The model's settings and its parameters in bfloat16."""
     config = smollm2.get_config(kind)
     config.model.update(dtype="bfloat16")
@@ -46,7 +47,10 @@ def open_model(kind: str, num_tokens: int):
         trained_tokens=longest,
         factor=max(1.0, num_tokens / longest),
     )
-    model = dataclasses.replace(run.model, rope_scaling=scaling)
+    index = run.model.index
+    if route != "flat":
+        index = decode.long_index(index, num_tokens, route)
+    model = dataclasses.replace(run.model, rope_scaling=scaling, index=index)
     params = parameters.arrange(parameters.load(opened), model.pattern)
     return model, jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
 
@@ -74,9 +78,10 @@ def forward_seconds(params, token_BT, model: model_settings.ModelSettings) -> fl
     )
 
 
-def measure(num_tokens: int, kind: str, piece: int, steps: int) -> dict:
+def measure(num_tokens: int, kind: str, flags: argparse.Namespace) -> dict:
     """The record of one cell."""
-    model, params = open_model(kind, num_tokens)
+    piece, steps = flags.piece, flags.steps
+    model, params = open_model(kind, flags.route, num_tokens)
     random = np.random.default_rng(num_tokens)
     token_BT = random.integers(0, model.V, (1, num_tokens), np.int32)
     forward = forward_seconds(params, token_BT, model)
@@ -99,6 +104,7 @@ def measure(num_tokens: int, kind: str, piece: int, steps: int) -> dict:
         "device": jax.devices()[0].device_kind,
         "tokens": num_tokens,
         "kind": kind,
+        "route": flags.route,
         "piece_tokens": piece,
         "forward_tokens_per_s": num_tokens / forward,
         "prefill_tokens_per_s": (num_tokens - piece) / prefill,
@@ -112,12 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", default="8192,32768,131072")
     parser.add_argument("--kinds", default="bookmark,dense")
+    parser.add_argument("--route", default="flat", help="flat, chapters or graph")
     parser.add_argument("--piece", type=int, default=2048, help="tokens read at once")
     parser.add_argument("--steps", type=int, default=32, help="tokens answered, over 8")
     flags = parser.parse_args()
     for num_tokens in map(int, flags.tokens.split(",")):
         for kind in flags.kinds.split(","):
-            row = measure(num_tokens, kind, flags.piece, flags.steps)
+            row = measure(num_tokens, kind, flags)
             print(row, flush=True)
             record.merge("pretrained_speed", provenance.provenance(), row, CELL)
 
