@@ -37,7 +37,7 @@ def write(suite: str, found: list[dict], folder: pathlib.Path) -> None:
 def table(rows: list[dict]) -> str:
     """A row for each test, a column for each method: mean over seeds, and the range where there are several."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    tests = list(dict.fromkeys((row["task"], row["length"]) for row in rows))
+    tests = _tests(rows)
     lines = [
         f"| task | length | chance | {' | '.join(methods)} |",
         "|" + "---|" * (3 + len(methods)),
@@ -68,7 +68,10 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
     kinds = list(dict.fromkeys(row["task"].split()[0] for row in rows))
     columns = min(4, len(kinds))
     lines = math.ceil(len(kinds) / columns)
-    size = max(3.6 * columns, 7), 3.2 * lines + 0.5
+    most = max(
+        sum(test[0].split()[0] == kind for test in _tests(rows)) for kind in kinds
+    )
+    size = columns * max(3.6, 0.9 * most, 7 / columns), 3.4 * lines + 0.5
     figure = Figure(figsize=size, layout="constrained")
     backend_agg.FigureCanvasAgg(figure)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
@@ -78,15 +81,14 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
     for axes in panels[len(kinds) :]:
         axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(5, len(labels))
-    )
+    names = {"loc": "outside upper center", "ncols": min(4, len(labels))}
+    figure.legend(handles, labels, fontsize=8, **names)
     figure.savefig(path, dpi=130)
 
 
 def _panel(axes, rows, methods):
     """One kind of task: its lengths and options along x."""
-    tests = list(dict.fromkeys((row["task"], row["length"]) for row in rows))
+    tests = _tests(rows)
     for method in methods:
         scores = [
             [
@@ -103,10 +105,17 @@ def _panel(axes, rows, methods):
         low, high = [min(scores[i]) for i in places], [max(scores[i]) for i in places]
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2)
     chance = {(row["task"], row["length"]): row["chance"] for row in rows}
-    axes.plot(range(len(tests)), list(chance.values()), "k_:", label="chance")
-    labels = [" ".join([f"{n:,}", *task.split()[1:]]) for task, n in tests]
-    axes.set_xticks(range(len(tests)), labels, rotation=30, ha="right", fontsize=7)
+    # Of bits, where less is better, chance lies far above all.
+    if min(chance.values()) <= 1:
+        axes.plot(range(len(tests)), list(chance.values()), "k_:", label="chance")
+    labels = ["\n".join([f"{n:,}", *task.split()[1:]]) for task, n in tests]
+    axes.set_xticks(range(len(tests)), labels, fontsize=6)
     axes.grid(alpha=0.3)
+
+
+def _tests(rows):
+    """Tasks and lengths, in order."""
+    return list(dict.fromkeys((row["task"], row["length"]) for row in rows))
 
 
 def _spread(rows, method, name, form):
