@@ -45,7 +45,6 @@ def long_index(index, tokens, route):
     return dataclasses.replace(
         index,
         route=route,
-        J=64,
         store="bfloat16",
         chapter_bookmarks=32,
         chapter_levels=levels,
@@ -59,6 +58,7 @@ def model_settings(tokens, arguments, kind):
     """The measured model."""
     config = base.get_config()
     pattern = arguments.pattern
+    config.index.J = 64  # as it was when rates were first measured
     config.model.update(D=512, H=8, G=2, K=64, F=1408, L=8, remat="none")
     if arguments.small:
         config.model.update(D=32, H=4, G=2, K=8, F=64, L=len(pattern), dtype="float32")
