@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
@@ -121,17 +121,18 @@ class Call:
         )
 
     def shapes(self):
-        """Of q, k, v, the lists, which every device has, and the segments, without arrays."""
-        T, sharding = self.name["tokens"], functools.partial(NamedSharding, self._mesh)
+        """Of q, k, v, the lists and the segments, without arrays; each device has its part, as `select` leaves it."""
+        T = self.name["tokens"]
+
+        def part(axes, shape, dtype):
+            spec = NamedSharding(self._mesh, meshes.activation_spec(axes))
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=spec)
 
         def heads(axes, num):
-            spec = sharding(meshes.activation_spec(axes))
-            return jax.ShapeDtypeStruct((1, T, num, K), jnp.bfloat16, sharding=spec)
+            return part(axes, (1, T, num, K), jnp.bfloat16)
 
-        everywhere = sharding(PartitionSpec())
         lists = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-            self._lists,
+            lambda x: part("BGQJ"[: x.ndim], x.shape, x.dtype), self._lists
         )
         segment = jax.ShapeDtypeStruct(
             (1, T), jnp.int32, sharding=meshes.batch_sharding(self._mesh)
