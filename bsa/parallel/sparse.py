@@ -43,7 +43,9 @@ def keep(lists: selection.BlockSelection, new_id_BGQJ) -> selection.BlockSelecti
     place_J = jnp.arange(new_id_BGQJ.shape[-1], dtype=jnp.int32)
     key_BGQJ = jnp.where(stays_BGQJ, 0, place_J.size) + place_J
     masks = () if lists.token_mask_BGQJ is None else (lists.token_mask_BGQJ,)
-    _, block_id_BGQJ, *masks = lax.sort((key_BGQJ, new_id_BGQJ, *masks), num_keys=1)
+    operands = key_BGQJ, new_id_BGQJ, *masks
+    # Keys are distinct; a stable sort would carry one operand more.
+    _, block_id_BGQJ, *masks = lax.sort(operands, num_keys=1, is_stable=False)
     return dataclasses.replace(
         lists,
         block_id_BGQJ=block_id_BGQJ,
