@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bsa.parallel import merge, mesh, sparse
+from bsa.parallel import delivery, merge, mesh, sparse
 from pallas_kernels import dispatch, selection
 
 NEVER = jnp.iinfo(jnp.int32).max
@@ -50,7 +50,8 @@ def count_blocks(lists: selection.BlockSelection, devices: int):
     parts = jax.tree.map(
         lambda x: x.reshape(B, G, devices, Q // devices, *x.shape[3:]), lists
     )
-    first = jax.vmap(lambda part: _first_named(part, num), in_axes=2, out_axes=2)(parts)
+    first_named = functools.partial(_first_named, num_blocks=num, end=num)
+    first = jax.vmap(first_named, in_axes=2, out_axes=2)(parts)
     wants = first < NEVER
     count = wants.reshape(B, G, devices, devices, -1).sum(-1, dtype=jnp.int32)
     return jnp.tril(count, -1)
@@ -76,11 +77,12 @@ class _Plan:
     start_B: jax.Array
 
 
-def _first_named(lists, num_blocks):
-    """int32[B, G, blocks of the whole row]: which entry, of all lists of a head, names each block first; or `NEVER`."""
+def _first_named(lists, num_blocks, end):
+    """int32[B, G, num_blocks]: which entry, of all lists of a head, names each block before `end` first; or `NEVER`."""
     B, G = lists.block_id_BGQJ.shape[:2]
-    block_id = jnp.where(sparse.listed(lists), lists.block_id_BGQJ, num_blocks)
-    block_id = block_id.reshape(B, G, -1)
+    block_id = lists.block_id_BGQJ
+    is_before = sparse.listed(lists) & (block_id < end)
+    block_id = jnp.where(is_before, block_id, num_blocks).reshape(B, G, -1)
     first = jnp.full((B, G, num_blocks), NEVER, jnp.int32)
     entry = jnp.arange(block_id.shape[2], dtype=jnp.int32)
     row, head, _ = jnp.indices((B, G, 1), sparse=True)
@@ -99,10 +101,9 @@ def _plan(rules, lists, segment_id_BT):
     begin_B1 = start_B[:, None] // C
     block = jnp.arange(devices * T // C, dtype=jnp.int32)
     is_edge_BN = (start_B[:, None] % C > 0) & (block == begin_B1)
-    can_read_BN = (block >= begin_B1) & (block < own * T // C)
-    first = _first_named(lists, block.size)
+    first = _first_named(lists, block.size, end=own * (T // C))
+    first = jnp.where((block >= begin_B1)[:, None], first, NEVER)
     first = jnp.where(is_edge_BN[:, None], -1, first)
-    first = jnp.where(can_read_BN[:, None], first, NEVER)
     first = first.reshape(B, -1, devices, T // C)
     order = jnp.argsort(first, axis=3)
     place = jnp.broadcast_to(jnp.arange(T // C, dtype=jnp.int32), first.shape)
@@ -115,8 +116,8 @@ def _plan(rules, lists, segment_id_BT):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _exchange(rules, q_BTHK, k_BSGK, v_BSGK, plan):
     """All rounds."""
-    _, *blocks = _fetch(rules, plan, 0, (k_BSGK, v_BSGK))
-    first = _attend(rules, plan, 0, q_BTHK, *blocks)
+    _, *fetched = _fetch(rules, plan, 0, k_BSGK, v_BSGK)
+    first = _attend(rules, plan, q_BTHK, *fetched)
     return _read_rest(rules, first, q_BTHK, k_BSGK, v_BSGK, plan)[0]
 
 
@@ -124,16 +125,17 @@ def _read_rest(rules, first, q_BTHK, k_BSGK, v_BSGK, plan):
     """The result over all rounds from that of the first; between rounds it is kept in q's dtype, in place."""
 
     def round_(i, whole):
-        _, *blocks = _fetch(rules, plan, i, (k_BSGK, v_BSGK))
-        out, lse = merge.merge(whole, _attend(rules, plan, i, q_BTHK, *blocks))
+        _, *fetched = _fetch(rules, plan, i, k_BSGK, v_BSGK)
+        out, lse = merge.merge(whole, _attend(rules, plan, q_BTHK, *fetched))
         return out.astype(q_BTHK.dtype), lse
 
     return lax.fori_loop(1, plan.rounds, round_, first)
 
 
 def _forward(rules, q_BTHK, k_BSGK, v_BSGK, plan):
-    asked, *blocks = _fetch(rules, plan, 0, (k_BSGK, v_BSGK))
-    first, pull = jax.vjp(functools.partial(_attend, rules, plan, 0), q_BTHK, *blocks)
+    asked, *keys, local = _fetch(rules, plan, 0, k_BSGK, v_BSGK)
+    attend = functools.partial(_attend, rules, plan, local=local)
+    first, pull = jax.vjp(attend, q_BTHK, *keys)
     whole = _read_rest(rules, first, q_BTHK, k_BSGK, v_BSGK, plan)
     return whole[0], (q_BTHK, k_BSGK, v_BSGK, plan, asked, first, pull, whole)
 
@@ -141,7 +143,7 @@ def _forward(rules, q_BTHK, k_BSGK, v_BSGK, plan):
 def _backward(rules, saved, d_out_BTHK):
     """Sends the gradients of what was fetched back; later rounds are fetched again."""
     q_BTHK, k_BSGK, v_BSGK, plan, asked, first, pull, whole = saved
-    cotangents = d_out_BTHK, jnp.zeros_like(whole[1])
+    cotangents, C = (d_out_BTHK, jnp.zeros_like(whole[1])), plan.lists.key_block
     share_BTH1, d_lse_BHT = lax.cond(
         plan.rounds > 1,
         lambda: merge.part_share(whole, first, cotangents),
@@ -149,16 +151,15 @@ def _backward(rules, saved, d_out_BTHK):
     )
     d_first = (share_BTH1 * d_out_BTHK).astype(q_BTHK.dtype), d_lse_BHT
     d_q, *d_blocks = pull(d_first)
-    d_keys = _send_home(rules, plan, asked, d_blocks)
+    d_keys = [delivery.send_home(d, asked, C) for d in d_blocks]
 
     def round_(i, totals):
-        asked, *blocks = _fetch(rules, plan, i, (k_BSGK, v_BSGK))
-        part, pull = jax.vjp(
-            functools.partial(_attend, rules, plan, i), q_BTHK, *blocks
-        )
+        asked, *keys, local = _fetch(rules, plan, i, k_BSGK, v_BSGK)
+        attend = functools.partial(_attend, rules, plan, local=local)
+        part, pull = jax.vjp(attend, q_BTHK, *keys)
         d_q, *d_blocks = pull(merge.part_cotangents(whole, part, cotangents))
-        parts = d_q, *_send_home(rules, plan, asked, d_blocks)
-        return jax.tree.map(jnp.add, totals, parts)
+        d_keys = [delivery.send_home(d, asked, C) for d in d_blocks]
+        return jax.tree.map(jnp.add, totals, (d_q, *d_keys))
 
     d_q, *d_keys = lax.fori_loop(1, plan.rounds, round_, (d_q, *d_keys))
     return d_q, *(d.astype(k_BSGK.dtype) for d in d_keys), None
@@ -174,66 +175,37 @@ def _this_round(rules, plan, number):
     return jnp.where(in_round, place, rules.capacity_blocks)
 
 
-def _fetch(rules, plan, number, keys):
+def _fetch(rules, plan, number, k_BSGK, v_BSGK):
     """Blocks of the devices 1, 2, .. before this one, with room for `capacity_blocks` each, and then all of its own.
 
-    Args:
-        keys: k and v, [B, T, G, K].
+    Barriers keep the compiler to an order in which little waits: lists are translated while k travels, and own keys are
+    copied while v does.
+
     Returns:
-        int32[B, G, devices, capacity], blocks that each device was asked for by this one's place in their rows, N for
-        none; and as many keys of more tokens.
+        asked: see `delivery`.
+        k_BSGK, v_BSGK: of more tokens.
+        local: lists and segments of these tokens, see `_translate`.
     """
-    devices, own = rules.devices, lax.axis_index("context")
-    B, G, _, N = plan.rank.shape
+    B, G, devices, N = plan.rank.shape
     place = _this_round(rules, plan, number)
     request = jnp.full((B, G, devices, rules.capacity_blocks), N, jnp.int32)
     row, head, owner, block = jnp.indices(place.shape, sparse=True)
     request = request.at[row, head, owner, place].set(block, mode="drop")
     asked = lax.all_to_all(request, "context", 2, 2, tiled=True)
 
-    def take(blocks_NCK, id):
-        return blocks_NCK.at[id].get(mode="clip")
-
-    take_heads = jax.vmap(take, in_axes=(2, 0), out_axes=2)
-    cut = [x.reshape(B, N, -1, *x.shape[2:]) for x in keys]
-    arrived = []
-    for shift in range(1, devices):
-        id = lax.dynamic_index_in_dim(asked, (own + shift) % devices, 2, False)
-        answer = jnp.stack([jax.vmap(take_heads)(x, id) for x in cut])
-        pairs = [(i, i + shift) for i in range(devices - shift)]
-        arrived.append(lax.ppermute(answer, "context", pairs))
-    known = [
-        jnp.concatenate([*(answer[i] for answer in arrived), x], axis=1)
-        for i, x in enumerate(cut)
-    ]
-    return asked, *(x.reshape(B, -1, *x.shape[3:]) for x in known)
+    answers = delivery.answers(k_BSGK, asked, plan.lists.key_block)
+    answers, asked, rank = lax.optimization_barrier((answers, asked, plan.rank))
+    arrived_k = delivery.send(answers)
+    local = _translate(rules, dataclasses.replace(plan, rank=rank), number)
+    answers = delivery.answers(v_BSGK, asked, plan.lists.key_block)
+    arrived_k, answers, local = lax.optimization_barrier((arrived_k, answers, local))
+    arrived_v = delivery.send(answers)
+    keys = delivery.join(arrived_k, k_BSGK), delivery.join(arrived_v, v_BSGK)
+    return asked, *keys, local
 
 
-def _send_home(rules, plan, asked, d_blocks):
-    """Gradients of what `_fetch` brought, to those who own it: of k and v, in float32."""
-    devices, own, capacity = (
-        rules.devices,
-        lax.axis_index("context"),
-        rules.capacity_blocks,
-    )
-    cut = [d.reshape(len(d), -1, plan.lists.key_block, *d.shape[2:]) for d in d_blocks]
-    totals = [d[:, (devices - 1) * capacity :].astype(jnp.float32) for d in cut]
-
-    def add(total_NCK, id, answer):
-        return total_NCK.at[id].add(answer.astype(jnp.float32), mode="drop")
-
-    add_heads = jax.vmap(jax.vmap(add, in_axes=(2, 0, 2), out_axes=2))
-    for shift in range(1, devices):
-        answer = [d[:, (shift - 1) * capacity :][:, :capacity] for d in cut]
-        pairs = [(i + shift, i) for i in range(devices - shift)]
-        answer = lax.ppermute(jnp.stack(answer), "context", pairs)
-        id = lax.dynamic_index_in_dim(asked, (own + shift) % devices, 2, False)
-        totals = [add_heads(total, id, x) for total, x in zip(totals, answer)]
-    return [x.reshape(len(x), -1, *x.shape[3:]) for x in totals]
-
-
-def _attend(rules, plan, number, q_BTHK, k_BSGK, v_BSGK):
-    """Attention to what `_fetch` brought. Own blocks stand last, at their true places, so causality holds as it is."""
+def _translate(rules, plan, number):
+    """The lists, by the places of blocks in what `_fetch` brings, and the segments of its tokens."""
     lists, devices, own = plan.lists, rules.devices, lax.axis_index("context")
     (B, T), C = plan.segment_id_BT.shape, lists.key_block
     num_arrived = (devices - 1) * rules.capacity_blocks
@@ -257,16 +229,24 @@ def _attend(rules, plan, number, q_BTHK, k_BSGK, v_BSGK):
     key_segment_BS = [arrived_BSC.reshape(B, -1), plan.segment_id_BT]
     key_segment_BS = jnp.concatenate(key_segment_BS, axis=1)
 
-    block_id = jnp.where(sparse.listed(lists), lists.block_id_BGQJ, 0)
+    listed = sparse.listed(lists)
+    block_id = jnp.where(listed, lists.block_id_BGQJ, 0)
     new_id = jax.vmap(jax.vmap(lambda slot_N, id: slot_N[id]))(slot_BGN, block_id)
+    return sparse.keep(lists, jnp.where(listed, new_id, -1)), key_segment_BS
+
+
+def _attend(rules, plan, q_BTHK, k_BSGK, v_BSGK, local):
+    """Attention to what `_fetch` brought. Own blocks stand last, at their true places, so causality holds as it is."""
+    (lists, key_segment_BS), own = local, lax.axis_index("context")
+    T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     return dispatch.block_sparse_attention(
         q_BTHK,
         k_BSGK,
         v_BSGK,
-        sparse.keep(lists, jnp.where(sparse.listed(lists), new_id, -1)),
+        lists,
         scale=rules.scale,
         segment_ids=selection.SegmentIds(plan.segment_id_BT, key_segment_BS),
         query_offset=own * T,
-        key_offset=own * T - num_arrived * C,
+        key_offset=own * T - (S - T),
         implementation=rules.implementation,
     )
