@@ -1,7 +1,7 @@
 """Passkeys in real text far longer than the rows that a model was trained on, over depth.
 
 Command: python -m experiments.passkey_long --workdir=runs/small_bookmark [--tokens=1048576,10485760] [--depths=5]
-    [--samples=50] [--batch=2] [--kinds=bookmark,window] [--stores=model,int8] [--route=chapters]
+    [--samples=50] [--batch=2] [--kinds=bookmark,window] [--stores=model,int8] [--route=chapters] [--choices=8] [--beam=16]
 Hardware: one H100; the records say which
 Output: experiments/results/passkey_long.json; cells measured before on the same device stay
 
@@ -9,6 +9,10 @@ Output: experiments/results/passkey_long.json; cells measured before on the same
 counts if all five digits, decoded greedily after the question, are right. Text is the held-out part of the run's own
 source; where that is shorter than the document, pieces of it come again. `ms_per_token` is the median over batches. A cell
 is written as soon as it is done.
+
+Where a sample fails: `digits` is the share of single digits that are right, `key_read` the share of samples in which some
+head of a bookmark layer reads a block of the key when the first digit is drawn, and `blocks_read` how many blocks such a
+head reads on average, of the `J` that find room.
 """
 
 import argparse
@@ -32,6 +36,9 @@ from bsa.tasks import passkey, sources, split
 from bsa.train import loop, provenance, settings
 from experiments import decode, record
 
+BLOCKS_A_CHOICE = 16
+"""Room in a query block's list for each choice of a token, window included: with less, choices are refused."""
+
 
 def load(workdir):
     """Run settings of a workdir, and its parameters on one device."""
@@ -53,8 +60,20 @@ def without_choices(params, model):
     return decoder.renamed(params, pattern), dataclasses.replace(model, pattern=pattern)
 
 
+def reading_index(index, tokens, arguments):
+    """`decode.long_index` with as many choices and chapters looked into as asked for, and lists that have room for them."""
+    index = decode.long_index(index, tokens, arguments.route)
+    A = arguments.choices or index.A
+    return dataclasses.replace(
+        index,
+        A=A,
+        J=max(index.J, BLOCKS_A_CHOICE * A),
+        beam=arguments.beam or index.beam,
+    )
+
+
 def documents(run, tokens, depth, samples):
-    """Prompts that end where the answer begins, and answers, both as rows of tokens."""
+    """Prompts that end where the answer begins, answers, and where the needle mentions the key: rows of tokens, places."""
     corpus = sources.open_corpus(run.data)
     _, heldout_ids = split.split(corpus, run.data.heldout_percent)
     for sample in range(samples):
@@ -65,14 +84,18 @@ def documents(run, tokens, depth, samples):
             depth=depth,
             rng=np.random.default_rng((tokens, sample)),
         )
+        key = text[answer]
+        needle = passkey.NEEDLE.format(key=key.decode()).encode()
+        begin = text.index(needle)
         yield (
             np.frombuffer(text[: answer.start], np.uint8).astype(np.int32),
-            np.frombuffer(text[answer], np.uint8).astype(np.int32),
+            np.frombuffer(key, np.uint8).astype(np.int32),
+            (begin + needle.index(key), begin + needle.rindex(key)),
         )
 
 
-def measure(params, model, empty, prompts, answers):
-    """How many of a batch are right, and ms a token of their answers."""
+def measure(params, model, empty, prompts, answers, places):
+    """Which digits of a batch are right, how its first tokens read, see `how_read`, and ms a token of the answers."""
     # Not made anew: a step that was compiled for blocks on the host belongs to them.
     cache = jax.tree.map(jnp.copy, empty)
     _, cache = step.prefill(params, prompts[:, :-1], cache, model)
@@ -81,25 +104,40 @@ def measure(params, model, empty, prompts, answers):
     sampling = decode_settings.SamplingSettings(max_tokens=num, tokens_a_call=num)
     begin = time.perf_counter()
     stream = generate.stream(params, prompts[:, -1], cache, model, sampling)
-    drawn = [drawn.token_B for drawn in stream]
+    drawn = list(stream)
     ms = 1000 * (time.perf_counter() - begin) / num
-    right = int((np.stack(drawn, axis=1) == answers).all(1).sum())
-    return right, ms
+    right_BT = np.stack([token.token_B for token in drawn], axis=1) == answers
+    return right_BT, how_read(drawn[0].readings, places // model.index.C), ms
+
+
+def how_read(readings, block_id_BX):
+    """Of the bookmark layers' readings of a token, the mean number of blocks, and which rows read one of theirs."""
+    layers = [x.block_id_BGJ for x in readings if x is not None]
+    if not layers:
+        return None
+    read = np.stack(layers, axis=1)
+    finds = (read[..., None] == block_id_BX[:, None, None, None]).any((1, 2, 3, 4))
+    return float((read >= 0).sum(-1).mean()), finds
 
 
 def cell(run, params, model, empty, tokens, depth, arguments):
-    """Share of samples that were right, with time and bytes of the batches."""
-    pairs = list(documents(run, tokens, depth, arguments.samples))
-    right, ms = 0, []
-    for begin in range(0, len(pairs), arguments.batch):
-        batch = pairs[begin : begin + arguments.batch]
-        prompts, answers = (np.stack(rows) for rows in zip(*batch))
-        found, ms_per_token = measure(params, model, empty, prompts, answers)
-        right += found
+    """Share of samples that were right, and of those that could be, with time and bytes of the batches."""
+    samples = list(documents(run, tokens, depth, arguments.samples))
+    right, reads, ms = [], [], []
+    for begin in range(0, len(samples), arguments.batch):
+        batch = samples[begin : begin + arguments.batch]
+        rows = (np.stack(rows) for rows in zip(*batch))
+        right_BT, read, ms_per_token = measure(params, model, empty, *rows)
+        right.append(right_BT)
+        reads.append(read)
         ms.append(ms_per_token)
+    has_choices = None not in reads
     return {
-        "accuracy": right / len(pairs),
-        "samples": len(pairs),
+        "accuracy": float(np.concatenate(right).all(1).mean()),
+        "digits": float(np.concatenate(right).mean()),
+        "key_read": float(np.mean([x[1] for x in reads])) if has_choices else None,
+        "blocks_read": float(np.mean([x[0] for x in reads])) if has_choices else None,
+        "samples": len(samples),
         "ms_per_token": float(np.median(ms)),
         "cache_bytes": caches.num_bytes(empty),
     }
@@ -116,6 +154,10 @@ def parse():
     parser.add_argument("--stores", default="model")
     parser.add_argument("--route", default="chapters")
     parser.add_argument("--piece", type=int, default=1024)
+    parser.add_argument(
+        "--choices", type=int, default=0, help="A; 0: as many as in training"
+    )
+    parser.add_argument("--beam", type=int, default=0, help="0: the model's own")
     return parser.parse_args()
 
 
@@ -126,9 +168,9 @@ def main():
             f"passkey_long: --samples={arguments.samples} are no whole batches of {arguments.batch}"
         )
     run, params = load(arguments.workdir.absolute())
-    cells = ("device", "tokens", "depth", "kind", "store", "route")
+    cells = ("device", "tokens", "depth", "kind", "store", "route", "A", "beam")
     for tokens in map(int, arguments.tokens.split(",")):
-        index = decode.long_index(run.model.index, tokens, arguments.route)
+        index = reading_index(run.model.index, tokens, arguments)
         model = dataclasses.replace(run.model, index=index)
         models = {"bookmark": (params, model), "window": without_choices(params, model)}
         for kind in arguments.kinds.split(","):
@@ -146,6 +188,9 @@ def main():
                         "kind": kind,
                         "store": store,
                         "route": arguments.route,
+                        "A": index.A,
+                        "J": index.J,
+                        "beam": index.beam,
                     } | cell(run, *models[kind], empty, tokens, depth, arguments)
                     print(row, flush=True)
                     record.merge("passkey_long", provenance.provenance(), row, cells)
