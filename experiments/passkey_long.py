@@ -36,9 +36,6 @@ from bsa.tasks import passkey, sources, split
 from bsa.train import loop, provenance, settings
 from experiments import decode, record
 
-BLOCKS_A_CHOICE = 16
-"""Room in a query block's list for each choice of a token, window included: with less, choices are refused."""
-
 
 def load(workdir):
     """Run settings of a workdir, and its parameters on one device."""
@@ -60,16 +57,19 @@ def without_choices(params, model):
     return decoder.renamed(params, pattern), dataclasses.replace(model, pattern=pattern)
 
 
-def reading_index(index, tokens, arguments):
-    """`decode.long_index` with as many choices and chapters looked into as asked for, and lists that have room for them."""
-    index = decode.long_index(index, tokens, arguments.route)
+def reading_model(model, tokens, arguments):
+    """The model by `decode.long_index`, with as many choices and chapters looked into as asked for, and lists with room for all."""
+    index = decode.long_index(model.index, tokens, arguments.route)
     A = arguments.choices or index.A
-    return dataclasses.replace(
-        index,
-        A=A,
-        J=max(index.J, BLOCKS_A_CHOICE * A),
-        beam=arguments.beam or index.beam,
+    # A query block reads what its tokens chose and those before it whose choices are open. Neighbours choose alike in
+    # texts of the trained length, less so in longer ones; and what has no room is what the latest tokens chose.
+    J = (index.query_block + index.open_tokens - 1) * A
+    J += (max(model.window_tokens) + index.sink_tokens) // index.C
+    J += max(index.query_block // index.C, 1) - 1
+    index = dataclasses.replace(
+        index, A=A, J=max(index.J, J), beam=arguments.beam or index.beam
     )
+    return dataclasses.replace(model, index=index)
 
 
 def documents(run, tokens, depth, samples):
@@ -170,8 +170,7 @@ def main():
     run, params = load(arguments.workdir.absolute())
     cells = ("device", "tokens", "depth", "kind", "store", "route", "A", "beam")
     for tokens in map(int, arguments.tokens.split(",")):
-        index = reading_index(run.model.index, tokens, arguments)
-        model = dataclasses.replace(run.model, index=index)
+        model = reading_model(run.model, tokens, arguments)
         models = {"bookmark": (params, model), "window": without_choices(params, model)}
         for kind in arguments.kinds.split(","):
             for store in arguments.stores.split(","):
@@ -188,9 +187,9 @@ def main():
                         "kind": kind,
                         "store": store,
                         "route": arguments.route,
-                        "A": index.A,
-                        "J": index.J,
-                        "beam": index.beam,
+                        "A": model.index.A,
+                        "J": model.index.J,
+                        "beam": model.index.beam,
                     } | cell(run, *models[kind], empty, tokens, depth, arguments)
                     print(row, flush=True)
                     record.merge("passkey_long", provenance.provenance(), row, cells)

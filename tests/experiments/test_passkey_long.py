@@ -4,12 +4,14 @@ import argparse
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bsa.decode import attend
 from bsa.decode import cache as caches
 from bsa.decode import settings as decode_settings
+from bsa.index import local, unite
 from bsa.model import decoder
 from bsa.train import settings
 from configs import tiny
@@ -31,19 +33,25 @@ def test_both_mentions_of_a_key_are_found(run, depth):
         assert len(set(places)) == 2
 
 
-def test_lists_have_room_for_more_choices(run):
-    index = run.model.index
-
-    def read_by(**asked):
-        arguments = argparse.Namespace(
-            **{"route": "chapters", "choices": 0, "beam": 0, **asked}
-        )
-        return passkey_long.reading_index(index, 4096, arguments)
-
-    assert (read_by().A, read_by().beam) == (index.A, index.beam)
-    assert read_by().J >= index.J
-    wide = read_by(choices=16, beam=32)
-    assert (wide.A, wide.J, wide.beam) == (16, 256, 32)
+@pytest.mark.parametrize("choices", (0, 5))
+def test_no_choice_is_refused(run, choices):
+    arguments = argparse.Namespace(route="chapters", choices=choices, beam=32)
+    model = passkey_long.reading_model(run.model, 4096, arguments)
+    index = model.index
+    assert (index.A, index.beam) == (choices or run.model.index.A, 32)
+    T = 640
+    view = local.window(
+        jnp.arange(T, dtype=jnp.int32)[None],
+        window_tokens=max(model.window_tokens),
+        sink_tokens=index.sink_tokens,
+        key_block=index.C,
+    )
+    # Blocks that no other token nearby chooses, nor reads without asking.
+    apart = jnp.arange(T * index.A, dtype=jnp.int32) % (T // 2) + T
+    lists, refused_BGQ = unite.unite(
+        apart.reshape(1, 1, T, index.A), view, index, 1, num_blocks=2 * T
+    )
+    assert (refused_BGQ == 0).all() and lists.count_BGQ.max() == index.J
 
 
 def test_a_key_is_read_where_everything_is(run):
