@@ -262,6 +262,8 @@ def _complete(bookmarks, closed, num, is_taken, index):
         point = old.point_BGERK.at[:, :, place_E].set(new.point_BGERK, mode="drop")
         log_count = old.log_count_BGER
         log_count = log_count.at[:, :, place_E].set(new.log_count_BGER, mode="drop")
+        # As in `_extend`: the next level reads what is written here.
+        point, log_count = lax.optimization_barrier((point, log_count))
         node, member = (point, log_count), old.member_BGM
         if member is not None:
             place_M = jnp.where(jnp.repeat(is_new_E, group), id_M, member.shape[2])

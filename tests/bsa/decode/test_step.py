@@ -1,5 +1,6 @@
 """Reading in pieces and then token by token is the parallel pass, for every kind of layer and every route."""
 
+import functools
 import logging
 
 import jax
@@ -88,3 +89,18 @@ def test_step_compiles_twice(caplog):
             _, cache = step.prefill(params, token_BT[:, :chunk], cache, model)
     compiled = [text for text in caplog.messages if text.startswith("Compiling")]
     assert sum("advance" in text for text in compiled) <= 2, compiled
+
+
+def test_no_chapters_are_copied_for_a_token():
+    """The level above reads them in the step that writes them. Only the coarsest, all of which are scored, may cost memory."""
+    model = cases.bookmarks_only("n", route="chapters", chapter_bookmarks=8)
+    params, one = cases.parameters(model), jnp.ones(1, jnp.int32)
+    step_of = jax.jit(step.advance, static_argnums=4, donate_argnums=3)
+    needed = []
+    for capacity in (2**13, 2**16):
+        room = CacheSettings(capacity, 64)
+        cache = jax.eval_shape(functools.partial(caches.empty, model, room, 1))
+        compiled = step_of.lower(params, one[None], one, cache, model).compile()
+        needed.append(compiled.memory_analysis().temp_size_in_bytes)
+    finest = cache.layers[0].index.bookmarks.chapters[0].point_BGERK
+    assert needed[1] - needed[0] < finest.size * finest.dtype.itemsize / 4
