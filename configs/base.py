@@ -61,7 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
     index.spans = "alike"  # what ends a span: "alike" (span_similarity), or "learned" (blocks that turn away from the one before them)
     index.span_similarity = 0.8  # a span ends before the block that is less like its mean than this; see similarity
     index.query_block = 16  # tokens whose choices share one list (at most 32, the bits of a token mask)
-    index.J = 128  # longest list of a query block, in blocks: 128 suit 8 choices that stay open for 16 tokens, 64 suit 4; what does not fit is refused in order of time, and counted
+    index.J = 128  # longest list of a query block, in blocks: 128 suit 8 choices that stay open for 16 tokens; what does not fit is refused in order of time, and counted
     index.sink_tokens = 16  # first tokens of the document, always read; whole blocks
     index.R = 2  # points (cluster means of keys) per bookmark
     index.lloyd_steps = 2  # refinements of the points

@@ -6,8 +6,9 @@ Hardware: one H100 or H200 (one cell run so far, a token a call)
 Output: experiments/results/pretrained_speed.json; cells measured before on the same device stay
 
 In bfloat16, with the index of configs/smollm2.py, whose digests are in bfloat16 too and searched by `--route` (chapters as
-`experiments.decode` makes them), and positions stretched by NTK, on tokens at random. `forward_tokens_per_s`: the parallel pass up to the last hidden states; `prefill_tokens_per_s`: reading into the
-cache, a piece at a time; `ms_per_token`: of `--steps` greedy tokens after the text, the median over calls that draw 8 each.
+`experiments.decode` makes them), and positions stretched by NTK, on tokens at random. `forward_tokens_per_s`: the parallel pass
+up to the last hidden states; `prefill_tokens_per_s`: reading into the cache, a piece at a time; `ms_per_token`: of `--steps`
+greedy tokens after the text, the median over calls that draw 8 each.
 """
 
 import argparse

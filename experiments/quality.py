@@ -4,7 +4,7 @@ Command: python -m experiments.quality --suite=NAME [--methods=A,B] [--seeds=0,1
 A cell is one method and seed, trained once and tested on every task of the suite (`experiments/quality_suites.py`).
 What is in the workdir is kept, parameters and each test, so a run that was stopped goes on; after each cell, all that is
 there is collected into experiments/results/quality.json, quality_NAME.md and quality_NAME.png. A cell that fails is told,
-and the others run; with other than the suite's steps it is a table of its own, NAME_1000. On a GPU only mqar was run so far.
+and the others run; with other than the suite's steps it is a table of its own, NAME_1000. LOG.md says which were run on a GPU.
 """
 
 import argparse
