@@ -38,7 +38,7 @@ from experiments import decode, record
 
 
 def load(workdir):
-    """Run settings of a workdir, and its parameters on one device."""
+    """Run settings of a workdir, its parameters on one device, and after how many steps."""
     text = (workdir / "config.json").read_text()
     kept = json.loads(
         text,
@@ -47,8 +47,8 @@ def load(workdir):
         },
     )
     run = settings.from_config(ml_collections.ConfigDict(kept))
-    params, _ = loop.restore_params(run, meshes.make_mesh(run.mesh), workdir)
-    return run, jax.tree.map(jnp.asarray, jax.device_get(params))
+    params, steps = loop.restore_params(run, meshes.make_mesh(run.mesh), workdir)
+    return run, jax.tree.map(jnp.asarray, jax.device_get(params)), steps
 
 
 def without_choices(params, model):
@@ -167,8 +167,13 @@ def main():
         sys.exit(
             f"passkey_long: --samples={arguments.samples} are no whole batches of {arguments.batch}"
         )
-    run, params = load(arguments.workdir.absolute())
-    cells = ("device", "tokens", "depth", "kind", "store", "route", "A", "beam")
+    run, params, steps = load(arguments.workdir.absolute())
+    trained = {
+        "trained_tokens": run.data.T,
+        "trained_steps": steps,
+        "trained_A": run.model.index.A,
+    }
+    cell_of = (*trained, "device", "tokens", "depth", "kind", "store", "route")
     for tokens in map(int, arguments.tokens.split(",")):
         model = reading_model(run.model, tokens, arguments)
         models = {"bookmark": (params, model), "window": without_choices(params, model)}
@@ -179,20 +184,26 @@ def main():
                 )
                 empty = caches.empty(models[kind][1], room, arguments.batch)
                 for depth in np.linspace(0, 1, arguments.depths).tolist():
-                    row = {
-                        "device": jax.devices()[0].device_kind,
-                        "trained_tokens": run.data.T,
-                        "tokens": tokens,
-                        "depth": depth,
-                        "kind": kind,
-                        "store": store,
-                        "route": arguments.route,
-                        "A": model.index.A,
-                        "J": model.index.J,
-                        "beam": model.index.beam,
-                    } | cell(run, *models[kind], empty, tokens, depth, arguments)
+                    row = (
+                        trained
+                        | {
+                            "device": jax.devices()[0].device_kind,
+                            "tokens": tokens,
+                            "depth": depth,
+                            "kind": kind,
+                            "store": store,
+                            "route": arguments.route,
+                            "A": model.index.A,
+                            "J": model.index.J,
+                            "beam": model.index.beam,
+                        }
+                        | cell(run, *models[kind], empty, tokens, depth, arguments)
+                    )
                     print(row, flush=True)
-                    record.merge("passkey_long", provenance.provenance(), row, cells)
+                    record.merge(
+                        *("passkey_long", provenance.provenance(), row),
+                        (*cell_of, "A", "beam"),
+                    )
 
 
 if __name__ == "__main__":

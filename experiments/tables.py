@@ -166,6 +166,28 @@ def decode() -> str:
     return "\n".join([*lines, "", origin])
 
 
+def passkeys() -> str:
+    """Far passkeys of `experiments.passkey_long`, a row for each way of reading, depths side by side."""
+    result = record.read("passkey_long")
+    names = ("trained_steps", "tokens", "kind", "store", "route", "A", "beam")
+    lines = [
+        "| steps | tokens | kind | cache | route | choices | beam | right, by depth | samples | ms a token |",
+        "|---" * 10 + "|",
+    ]
+    by_cell = {}
+    for row in sorted(result["records"], key=lambda row: row["depth"]):
+        by_cell.setdefault(tuple(row[name] for name in names), []).append(row)
+    for (steps, tokens, *others), rows in sorted(by_cell.items()):
+        right = ", ".join(f"{row['accuracy']:.0%} ({row['depth']:g})" for row in rows)
+        # The first cell of a cache holds its compilation.
+        ms = min(row["ms_per_token"] for row in rows)
+        cells = [steps, f"{tokens:,}", *others, right, rows[0]["samples"], f"{ms:.1f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in result["records"]))
+    origin = f"`python -m experiments.passkey_long --workdir=DIR`, one way of reading a command, {result['date']}, commits {commits}"
+    return "\n".join([*lines, "", origin])
+
+
 PRETRAINED_BUDGET = 832
 TABLES = {
     "small": small,
@@ -178,6 +200,7 @@ TABLES = {
     "kernels": kernels,
     "triton": triton,
     "decode": decode,
+    "passkeys": passkeys,
 }
 
 

@@ -126,7 +126,8 @@ def test_passkeys_mix_in_by_weight(open_documents, random_documents, make_settin
     assert 0.2 < len(asked) / len(texts) < 0.3
     lengths = np.array([len(text) - 1 for text in asked])
     assert 112 <= lengths.min() < 130 and 450 < lengths.max() <= 512
-    depths = [t.index(b" The pass key is") / (len(t) - 104) for t in asked]
+    depths = np.array([t.index(b" The pass key is") / (len(t) - 104) for t in asked])
     assert 0.4 < np.mean(depths) < 0.6
+    assert 0.02 < np.mean(depths == 0) < 0.2  # Begins its document.
     # Log-uniform: half of the documents are shorter than the geometric middle.
     assert 0.35 < np.mean(lengths < (112 * 512) ** 0.5) < 0.65
