@@ -7,16 +7,23 @@ that look at some groups of nodes only share the tiles of all groups that one of
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_gpu, mosaic_gpu_operands, mosaic_gpu_rank, shapes
+from pallas_kernels import (
+    mosaic_gpu,
+    mosaic_gpu_best,
+    mosaic_gpu_operands,
+    mosaic_gpu_plan,
+    mosaic_gpu_rank,
+    shapes,
+)
 
 TOKENS = mosaic_gpu_rank.TOKENS
-NODES = (64, 32, 16)
-"""Of a tile, or of a group, which then is one: their scores, and what joins points, fill a consumer's registers."""
 MAX_STAGES = 4
 SHARED_BYTES = 184 * 2**10
 """For tiles and queries: lists and results take the rest."""
 MAX_RANKS = 16
 """Most nodes that are found for a query."""
+MAX_ROWS = 256
+"""Points of a tile: a copy's rows."""
 MAX_NODES = 2**24
 """Ids are counted in float32."""
 
@@ -48,7 +55,7 @@ def find(
     """
     if interpret is None:
         mosaic_gpu.check_device(jax.devices()[0])
-    group_BGTX, nodes = groups or (None, None)
+    group_BGTX, group = groups or (None, None)
     sizes = shapes.check(
         q_BTGK=q_BTGK,
         point_BGMRK=point_BGMRK,
@@ -58,64 +65,73 @@ def find(
         group_BGTX=group_BGTX,
     )
     B, T, G, K, M, R = (sizes[letter] for letter in "BTGKMR")
-    nodes = nodes or _choose_nodes(R, K)
-    if not fits(K, M, R, nodes) or num > MAX_RANKS:
+    if not fits(K, M, R, group) or num > MAX_RANKS:
         raise NotImplementedError(
-            f"mosaic_gpu finds no {num} of M={M} nodes of R={R} points of width K={K} in groups of {nodes}: "
+            f"mosaic_gpu finds no {num} of M={M} nodes of R={R} points of width K={K} in groups of {group}: "
             f"{mosaic_gpu_operands.INSTEAD}"
         )
+    nodes = _choose_nodes(R, K, group)
     tokens = mosaic_gpu_operands.round_up(T, TOKENS)
-    padding = {3: mosaic_gpu_operands.round_up(M, nodes)}
     pad = mosaic_gpu_operands.pad
     low_BT, high_BT = (pad(x, {1: tokens}) for x in (low_BT, high_BT))
-    begin_BQ, steps_BGQ, tile_BGQJ = _list_tiles(low_BT, high_BT, nodes, G)
-    if group_BGTX is not None:
+    begin_BQ = list_BGQJ = None
+    if group_BGTX is None:
+        begin_BQ, steps_BGQ = _list_tiles(low_BT, high_BT, nodes, G)
+    else:
         group_BGTX = pad(group_BGTX, {2: tokens}, -1)
-        tile_BGQJ, steps_BGQ = _unite(group_BGTX)
+        list_BGQJ, count_BGQ = _unite(group_BGTX, -(-M // group))
+        steps_BGQ = count_BGQ * (group // nodes)
         group_BGTX = group_BGTX.swapaxes(2, 3)
+
+    def cut(x, value=0):
+        x = pad(x, {2: mosaic_gpu_operands.round_up(M, group or nodes)}, value)
+        x = x.reshape(B, G, -1, nodes, *x.shape[3:]).swapaxes(3, 4)
+        return x.reshape(B, G, -1, R * nodes, *x.shape[5:])
+
+    log_count = jnp.maximum(log_count_BGMR, mosaic_gpu_best.LOWEST)
     inputs = mosaic_gpu_rank.Inputs(
         pad(q_BTGK.astype(jnp.bfloat16), {1: tokens}),
-        pad(point_BGMRK.astype(jnp.bfloat16).swapaxes(2, 3), padding),
-        pad(
-            jnp.maximum(log_count_BGMR, mosaic_gpu_rank.LOWEST).swapaxes(2, 3),
-            padding,
-            mosaic_gpu_rank.LOWEST,
-        ),
-        low_BT,
-        high_BT,
-        begin_BQ,
-        steps_BGQ,
-        group_BGTX,
-        tile_BGQJ,
+        cut(point_BGMRK.astype(jnp.bfloat16)),
+        cut(log_count * mosaic_gpu_plan.LOG2E, mosaic_gpu_best.LOWEST),
+        *(low_BT, high_BT, begin_BQ, steps_BGQ, group_BGTX, list_BGQJ),
     )
     plan = mosaic_gpu_rank.Plan(
         *(B, G, tokens, R, K),
         X=0 if group_BGTX is None else group_BGTX.shape[2],
-        J=0 if tile_BGQJ is None else tile_BGQJ.shape[3],
+        J=0 if list_BGQJ is None else list_BGQJ.shape[3],
         num=num,
         nodes=nodes,
-        stages=_count_stages(R, K, nodes),
+        parts=(group or nodes) // nodes,
+        stages=_count_stages(R, K, nodes, group),
     )
     id_BGAT, score_BGAT = mosaic_gpu_rank.run(plan, inputs, interpret)
-    id_BGAT = jnp.where(score_BGAT > -jnp.inf, id_BGAT, -1).astype(jnp.int32)
+    is_node = score_BGAT > mosaic_gpu_best.LOWEST / 2
+    id_BGAT = jnp.where(is_node, id_BGAT, -1).astype(jnp.int32)
     return id_BGAT[..., :T].swapaxes(2, 3)
 
 
-def fits(K, M, R, nodes=None):
+def fits(K, M, R, group=None):
     """Whether the kernel can search M nodes of R points of width K, in groups of so many or (None) all of them."""
-    nodes = nodes or _choose_nodes(R, K)
-    fits_tile = K in mosaic_gpu_operands.WIDTHS and nodes in NODES
-    return fits_tile and M <= MAX_NODES and _count_stages(R, K, nodes) > 0
+    is_size = K in mosaic_gpu_operands.WIDTHS and M <= MAX_NODES
+    return is_size and _choose_nodes(R, K, group) is not None
 
 
-def _choose_nodes(R, K):
-    """Nodes of the largest tile of which there is room for two, so that one is copied while the other is read."""
-    return next((x for x in NODES if _count_stages(R, K, x) > 1), NODES[-1])
+def _choose_nodes(R, K, group):
+    """Nodes of a tile: the most whose points are joined at once. None if no tiles make up a group, or find room."""
+    sizes = [
+        x
+        for x in mosaic_gpu_best.DEPTHS
+        if (group or x) % x == 0 and R * x <= MAX_ROWS and _count_stages(R, K, x, group)
+    ]
+    joined = [x for x in sizes if R * x <= mosaic_gpu_best.PRODUCTS]
+    return next(iter(joined + sizes[-1:]), None)
 
 
-def _count_stages(R, K, nodes):
+def _count_stages(R, K, nodes, group):
+    """Of a ring: the consumers share one, or have two if they look at different groups."""
     room = SHARED_BYTES - 2 * TOKENS * K
-    return min(MAX_STAGES, room // (2 * R * nodes * K))
+    rings = 1 if group is None else mosaic_gpu_rank.CONSUMERS
+    return min(MAX_STAGES, room // (2 * R * nodes * K * rings))
 
 
 def _list_tiles(low_BT, high_BT, nodes, G):
@@ -124,16 +140,21 @@ def _list_tiles(low_BT, high_BT, nodes, G):
     begin_BQ = low_BT.reshape(B, -1, TOKENS).min(-1) // nodes
     end_BQ = -(-high_BT.reshape(B, -1, TOKENS).max(-1) // nodes)
     steps_BGQ = jnp.repeat(jnp.maximum(end_BQ - begin_BQ, 0)[:, None], G, axis=1)
-    return begin_BQ.astype(jnp.int32), steps_BGQ.astype(jnp.int32), None
+    return begin_BQ.astype(jnp.int32), steps_BGQ.astype(jnp.int32)
 
 
-def _unite(group_BGTX):
-    """Groups that a thread block's queries look at, rising, and how many they are."""
+def _unite(group_BGTX, num):
+    """Groups out of `num` that a consumer's queries look at, rising, and how many they are."""
     B, G, T, X = group_BGTX.shape
-    nowhere = jnp.iinfo(jnp.int32).max
-    id_BGQJ = group_BGTX.reshape(B, G, T // TOKENS, TOKENS * X)
-    id_BGQJ = jnp.sort(jnp.where(id_BGQJ < 0, nowhere, id_BGQJ), axis=-1)
+    part = mosaic_gpu_rank.PART
+    # Sorting takes time by the byte.
+    dtype = jnp.uint16 if num < jnp.iinfo(jnp.uint16).max else jnp.int32
+    nowhere = jnp.iinfo(dtype).max
+    id_BGQJ = group_BGTX.reshape(B, G, T // part, part * X)
+    id_BGQJ = jnp.where(id_BGQJ < 0, nowhere, id_BGQJ).astype(dtype)
+    id_BGQJ = jnp.sort(id_BGQJ, axis=-1)
     again = id_BGQJ[..., 1:] == id_BGQJ[..., :-1]
     again = jnp.pad(again, ((0, 0),) * 3 + ((1, 0),))
     id_BGQJ = jnp.sort(jnp.where(again, nowhere, id_BGQJ), axis=-1)
-    return id_BGQJ, (id_BGQJ < nowhere).sum(-1, dtype=jnp.int32)
+    count_BGQ = (id_BGQJ < nowhere).sum(-1, dtype=jnp.int32)
+    return id_BGQJ.astype(jnp.int32), count_BGQ
