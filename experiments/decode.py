@@ -6,7 +6,7 @@ Output: experiments/results/decode.json and .png; cells measured before on the s
 
 A model of D=512, L=8, H=8, G=2 with fresh parameters reads random bytes. `dense` has dense layers in place of bookmark
 layers; its cache is taken as read, since reading it would take tokens squared, and its prefill is not measured. One row is
-read; all of `--batch` rows get a copy of its cache. `ms_per_token` is the median over calls, each of `--tokens_a_call`
+read, `--piece` tokens at once; all of `--batch` rows get a copy of its cache. `ms_per_token` is the median over calls, each of `--tokens_a_call`
 tokens of every row, of the time of one of these tokens. `formula_bytes` is what the cache's settings promise and the
 parameters; `peak_bytes` is the allocator's, or null where it does not say. Each cell runs in a process of its own.
 """
@@ -114,6 +114,7 @@ def measure(tokens, kind, arguments):
         "pattern": arguments.pattern,
         "route": arguments.route,
         "batch": arguments.batch,
+        "piece": arguments.piece if kind == "bookmark" else None,
         "prefill_tokens_per_s": rate,
         "tokens_a_call": arguments.tokens_a_call,
         "ms_per_token": 1000 * float(np.median(a_call[1:])) / arguments.tokens_a_call,

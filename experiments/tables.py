@@ -149,16 +149,16 @@ def decode() -> str:
     """What `experiments.decode` measured on GPUs, a row for each cell."""
     result = record.read("decode")
     lines = [
-        "| tokens | rows | kind | tokens a call | prefill, tokens a second | ms a token | cache, GB | peak, GB | device |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| tokens | rows | kind | tokens a call | prefill, tokens a second | in pieces of | ms a token | cache, GB | peak, GB | device |",
+        "|---" * 10 + "|",
     ]
     for row in sorted(
         result["records"], key=lambda row: (row["tokens"], row["batch"], row["kind"])
     ):
-        rate = row["prefill_tokens_per_s"]
+        rate, piece = row["prefill_tokens_per_s"], row.get("piece")
         lines.append(
             f"| {row['tokens']:,} | {row['batch']} | {row['kind']} | {row['tokens_a_call']} "
-            f"| {f'{rate:,.0f}' if rate else ''} | {row['ms_per_token']:.2f} | {row['cache_bytes'] / 1e9:.2f} "
+            f"| {f'{rate:,.0f}' if rate else ''} | {f'{piece:,}' if piece else ''} | {row['ms_per_token']:.2f} | {row['cache_bytes'] / 1e9:.2f} "
             f"| {row['peak_bytes'] / 1e9:.2f} | {row['device']} |"
         )
     commits = ", ".join(dict.fromkeys(row["commit"] for row in result["records"]))
