@@ -23,10 +23,13 @@ SPARE_TOKENS = 4096
 DEFAULTS = (
     dataclasses.asdict(settings.SamplingSettings())
     | dataclasses.asdict(settings.CacheSettings(1))
-    | {"capacity_tokens": 0}
+    | {"capacity_tokens": 0, "piece_tokens": 0}
 )
 """Fields of `settings.CacheSettings` and `settings.SamplingSettings`. A capacity of 0 is what text, question and answer
-need, and SPARE_TOKENS. Stop sequences are strings here."""
+need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits the device. Stop sequences are strings here."""
+
+GPU_PIECE_TOKENS = 16384
+"""128 searches of 128 tokens: about as many as a Hopper card has multiprocessors. Measured: `experiments/LOG.md`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ def prepare(prompt_file: str, options: dict, *, question: str, **paths) -> Reque
     sampling = settings.SamplingSettings(**options)
     needed = len(text) + len(question.encode()) + sampling.max_tokens
     room["capacity_tokens"] = room["capacity_tokens"] or needed + SPARE_TOKENS
+    room["piece_tokens"] = room["piece_tokens"] or _choose_piece(**room)
     return Request(
         text=text,
         question=question,
@@ -74,6 +78,12 @@ def prepare(prompt_file: str, options: dict, *, question: str, **paths) -> Reque
         sampling=sampling,
         **paths,
     )
+
+
+def _choose_piece(store, kept_tokens, **others):
+    """Tokens that fill a GPU, where pieces need not share little room with blocks that are kept or fetched."""
+    is_narrow = jax.default_backend() == "cpu" or store == "host" or kept_tokens
+    return settings.CacheSettings(1).piece_tokens if is_narrow else GPU_PIECE_TOKENS
 
 
 def run(params, model: model_settings.ModelSettings, request: Request) -> None:

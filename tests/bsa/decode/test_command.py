@@ -4,6 +4,7 @@ import dataclasses
 import logging as std_logging
 import signal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -115,6 +116,20 @@ def test_what_cannot_work_is_said_by_name(ask, book, tmp_path):
         ask()
     with pytest.raises(ValueError, match="--prompt_file"):
         command.prepare("", OPTIONS, question="?", **NO_PATHS)
+
+
+def test_room_suits_text_and_device(book, monkeypatch):
+    def room(**options):
+        options = command.DEFAULTS | options
+        return command.prepare(str(book), options, question="?", **NO_PATHS).room
+
+    least = len(BOOK) + 1 + command.DEFAULTS["max_tokens"]
+    assert room().capacity_tokens >= least
+    pieces = [room().piece_tokens]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    pieces += [room(**x).piece_tokens for x in ({}, {"store": "host"})]
+    assert pieces == [1024, command.GPU_PIECE_TOKENS, 1024]
+    assert room(piece_tokens=7).piece_tokens == 7
 
 
 def test_a_prompt_beyond_capacity_leaves_the_cache_as_it_was():
