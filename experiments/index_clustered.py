@@ -16,6 +16,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
@@ -30,9 +31,9 @@ def measure(tokens: int, asked: int):
     """Yields a record for each way to search."""
     flat = index_scaling.settings_for("flat", tokens)
     scale = index_scaling.K**-0.5
-    q_BTHK, token_id_T, k_BSGK = index_scaling.clustered(
-        tokens, flat.C, tokens // (4 * asked)
-    )
+    stride = tokens // (4 * asked)
+    token_id_T = np.arange(stride - 1, tokens, stride)
+    q_BTHK, k_BSGK = index_scaling.clustered(tokens, flat.C, token_id_T)
     view = local.window(
         jnp.arange(tokens, dtype=jnp.int32)[None],
         window_tokens=256,

@@ -4,11 +4,12 @@ Command: python -m experiments.index_scaling [--tokens=16384,65536] [--routes=fl
 Hardware: any; the records say which
 Output: experiments/results/index_scaling.json and .png; lengths and routes measured before on the same device stay
 
-Keys are clustered and come in runs, as topics do; a query is a key of its own topic from anywhere before, with noise.
-Every token could choose 8 blocks of 16 from all that are closed; to save time only `routed` evenly spread ones do, and
-`route_ms` is the time that all of them would take. Times are the best of three after compilation. `recall` is the share
-of the flat route's blocks that a route finds, and `share_scored` what it compared with, chapters counted as bookmarks, on
-256 tokens of the last quarter.
+Keys are clustered and come in runs, as topics do; the queries of 64 neighbours are the key of one place anywhere before,
+each with noise of its own. Every token could choose 8 blocks of 16 from all that are closed; to save time only `routed`
+do, stretches of 128 evenly spread over the text, and `route_ms` is the time that all tokens would take. On a GPU points
+are bfloat16, and many tokens must be routed to fill it: 32,768. Times are the best of three after compilation. `recall`
+is the share of the flat float32 route's blocks that a route finds, and `share_scored` what it compared with, chapters
+counted as bookmarks, on the last 256 of the routed tokens.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from configs import base
 from experiments import record
 
 K, QUERY_HEADS, RUN_BLOCKS, BLOCKS_PER_TOPIC = 64, 2, 4, 64
+STRETCH = 128
+"""Consecutive tokens that are routed: a thread block's."""
 COARSEST = 2048
 """Levels are added until there are at most this many of the coarsest chapters, all of which a query is compared with."""
 
@@ -38,8 +41,8 @@ def settings_for(route_name, tokens):
     index = dataclasses.replace(
         settings.from_config(base.get_config()).model.index,
         route=route_name,
-        chapter_bookmarks=64,
-        chapter_R=16,
+        chapter_bookmarks=32,
+        chapter_R=8,
         beam=16,
         P=8 if route_name == "graph" else 0,
         children=16,
@@ -51,8 +54,8 @@ def settings_for(route_name, tokens):
     return dataclasses.replace(index, chapter_levels=levels)
 
 
-def clustered(tokens, key_block, stride):
-    """q_BTHK of every stride-th token, the places of these tokens, and k_BSGK."""
+def clustered(tokens, key_block, token_id_T, sharing=1):
+    """q_BTHK of some tokens, of which so many neighbours ask for the same place, and k_BSGK."""
     random = np.random.default_rng(tokens)
     num_topics = max(2, tokens // key_block // BLOCKS_PER_TOPIC)
     center = random.normal(size=(num_topics, K)).astype(np.float32)
@@ -60,16 +63,19 @@ def clustered(tokens, key_block, stride):
     topic_S = np.repeat(random.integers(0, num_topics, tokens // run), run)
     noise = random.normal(size=(tokens, K)).astype(np.float32)
     k_SK = center[topic_S] + noise
-    token_id_T = np.arange(stride - 1, tokens, stride)
-    earlier_T = (token_id_T * random.random(len(token_id_T))).astype(int)
+    first_T = token_id_T // sharing * sharing
+    share_T = np.repeat(random.random(-(-len(token_id_T) // sharing)), sharing)
+    earlier_T = (first_T * share_T[: len(token_id_T)]).astype(int)
     q_THK = k_SK[earlier_T][:, None] + random.normal(
         size=(len(token_id_T), QUERY_HEADS, K)
     )
-    return (
-        jnp.asarray(q_THK[None], jnp.float32),
-        jnp.asarray(token_id_T),
-        jnp.asarray(k_SK[None, :, None]),
-    )
+    return jnp.asarray(q_THK[None], jnp.float32), jnp.asarray(k_SK[None, :, None])
+
+
+def stretches(tokens, routed_tokens):
+    """int32, the tokens that are routed."""
+    end = np.linspace(0, tokens, routed_tokens // STRETCH + 1, dtype=np.int32)[1:]
+    return (end[:, None] - np.arange(STRETCH, 0, -1, dtype=np.int32)).reshape(-1)
 
 
 def timed(function, *arguments):
@@ -85,13 +91,13 @@ def timed(function, *arguments):
 
 def measure(tokens, route_names, routed_tokens):
     """Records of one length."""
-    index, stride = settings_for("flat", tokens), tokens // routed_tokens
-    q_BTHK, token_id_T, k_BSGK = clustered(tokens, index.C, stride)
+    flat, token_id_T = settings_for("flat", tokens), stretches(tokens, routed_tokens)
+    q_BTHK, k_BSGK = clustered(tokens, flat.C, token_id_T, STRETCH // 2)
     view = local.window(
         jnp.arange(tokens, dtype=jnp.int32)[None],
         window_tokens=256,
-        sink_tokens=index.sink_tokens,
-        key_block=index.C,
+        sink_tokens=flat.sink_tokens,
+        key_block=flat.C,
     )
     view = jax.tree.map(lambda x: x[:, token_id_T], view)
     late = slice(-min(256, len(token_id_T) // 4), None)
@@ -99,19 +105,27 @@ def measure(tokens, route_names, routed_tokens):
     def pick(x):
         return x[:, late]
 
-    search = jax.jit(
-        functools.partial(route.search, scale=K**-0.5), static_argnames="index"
-    )
+    @functools.partial(jax.jit, static_argnames="index")
+    def search(q_BTHK, bookmarks, view, index):
+        return route.search_blocks(
+            q_BTHK,
+            None,  # Keys are for the exact step.
+            bookmarks,
+            view.open_blocks,
+            index,
+            scale=K**-0.5,
+            implementation="auto",
+        )
+
     make = jax.jit(build.build_index, static_argnums=1)
     late_view = jax.tree.map(pick, view)
-    wanted, _ = search(
-        pick(q_BTHK), k_BSGK, make(k_BSGK, index), late_view, index=index
-    )
+    wanted, _ = search(pick(q_BTHK), make(k_BSGK, flat), late_view, index=flat)
+    store = "bfloat16" if jax.default_backend() == "gpu" else flat.store
     for name in route_names:
-        index = settings_for(name, tokens)
+        index = dataclasses.replace(settings_for(name, tokens), store=store)
         bookmarks, build_ms = timed(make, k_BSGK, index)
         routed, route_ms = timed(
-            functools.partial(search, index=index), q_BTHK, k_BSGK, bookmarks, view
+            functools.partial(search, index=index), q_BTHK, bookmarks, view
         )
         choice_BGTA, scored_BGT = routed
         yield {
@@ -119,7 +133,7 @@ def measure(tokens, route_names, routed_tokens):
             "tokens": tokens,
             "route": name,
             "build_ms": round(build_ms, 2),
-            "route_ms": round(route_ms * stride, 2),
+            "route_ms": round(route_ms * tokens / len(token_id_T), 2),
             "bytes": sum(x.nbytes for x in jax.tree.leaves(bookmarks)),
             "routed_tokens": len(token_id_T),
             "levels": len(bookmarks.chapters),
