@@ -173,7 +173,8 @@ def main():
         "trained_steps": steps,
         "trained_A": run.model.index.A,
     }
-    cell_of = (*trained, "device", "tokens", "depth", "kind", "store", "route")
+    way = ("device", "tokens", "depth", "kind", "store", "route", "A", "beam")
+    origin = provenance.provenance()
     for tokens in map(int, arguments.tokens.split(",")):
         model = reading_model(run.model, tokens, arguments)
         models = {"bookmark": (params, model), "window": without_choices(params, model)}
@@ -184,26 +185,21 @@ def main():
                 )
                 empty = caches.empty(models[kind][1], room, arguments.batch)
                 for depth in np.linspace(0, 1, arguments.depths).tolist():
-                    row = (
-                        trained
-                        | {
-                            "device": jax.devices()[0].device_kind,
-                            "tokens": tokens,
-                            "depth": depth,
-                            "kind": kind,
-                            "store": store,
-                            "route": arguments.route,
-                            "A": model.index.A,
-                            "J": model.index.J,
-                            "beam": model.index.beam,
-                        }
-                        | cell(run, *models[kind], empty, tokens, depth, arguments)
-                    )
+                    how = {
+                        "device": jax.devices()[0].device_kind,
+                        "tokens": tokens,
+                        "depth": depth,
+                        "kind": kind,
+                        "store": store,
+                        "route": arguments.route,
+                        "A": model.index.A,
+                        "J": model.index.J,
+                        "beam": model.index.beam,
+                    }
+                    found = cell(run, *models[kind], empty, tokens, depth, arguments)
+                    row = trained | how | found
                     print(row, flush=True)
-                    record.merge(
-                        *("passkey_long", provenance.provenance(), row),
-                        (*cell_of, "A", "beam"),
-                    )
+                    record.merge("passkey_long", origin, row, (*trained, *way))
 
 
 if __name__ == "__main__":

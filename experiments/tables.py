@@ -169,10 +169,10 @@ def decode() -> str:
 def passkeys() -> str:
     """Far passkeys of `experiments.passkey_long`, a row for each way of reading, depths side by side."""
     result = record.read("passkey_long")
-    names = ("trained_steps", "tokens", "kind", "store", "route", "A", "beam")
+    names = ("trained_steps", "tokens", "kind", "store", "route", "A", "beam", "device")
     lines = [
-        "| steps | tokens | kind | cache | route | choices | beam | right, by depth | samples | ms a token |",
-        "|---" * 10 + "|",
+        "| steps | tokens | kind | cache | route | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
+        "|---" * 12 + "|",
     ]
     by_cell = {}
     for row in sorted(result["records"], key=lambda row: row["depth"]):
@@ -181,7 +181,9 @@ def passkeys() -> str:
         right = ", ".join(f"{row['accuracy']:.0%} ({row['depth']:g})" for row in rows)
         # The first cell of a cache holds its compilation.
         ms = min(row["ms_per_token"] for row in rows)
-        cells = [steps, f"{tokens:,}", *others, right, rows[0]["samples"], f"{ms:.1f}"]
+        size = f"{rows[0]['cache_bytes'] / 1e9:.2f}"
+        cells = [steps, f"{tokens:,}", *others, right, rows[0]["samples"]]
+        cells += [f"{ms:.1f}", size]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     commits = ", ".join(dict.fromkeys(row["commit"] for row in result["records"]))
     origin = f"`python -m experiments.passkey_long --workdir=DIR`, one way of reading a command, {result['date']}, commits {commits}"
