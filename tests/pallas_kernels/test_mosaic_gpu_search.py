@@ -10,7 +10,8 @@ from pallas_kernels import mosaic_gpu, mosaic_gpu_search
 
 B, T, G, K, M, NUM = 2, 200, 2, 64, 180, 5
 """Two thread blocks a head, the second ragged; six tiles of 32 nodes, the last ragged."""
-GROUP = 32
+GROUP = 64
+"""Two tiles of a group."""
 
 
 def _draw(R):
@@ -35,7 +36,7 @@ def _draw(R):
     return *floats, low_BT.astype(np.int32), high_BT.astype(np.int32)
 
 
-@pytest.mark.parametrize(("R", "is_grouped"), [(3, False), (1, True)])
+@pytest.mark.parametrize(("R", "is_grouped"), [(3, False), (9, False), (1, True)])
 def test_finds_the_best(R, is_grouped):
     interpret = None
     if not mosaic_gpu.is_hopper(jax.devices()[0]):
