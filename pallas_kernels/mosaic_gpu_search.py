@@ -1,7 +1,7 @@
 """The nodes of an index that each query likes best, on Hopper GPUs: scores stay on the chip. Called by `bsa.index.kernel`.
 
 A node is a mixture of R points with counts, and its score the logarithm of the attention mass that they promise. Queries
-that look at some groups of nodes only share the tiles of all groups that one of their thread block's queries looks at.
+that look at some groups of nodes only share, 64 neighbours each, the tiles of all groups that one of them looks at.
 """
 
 import jax
