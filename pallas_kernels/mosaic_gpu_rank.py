@@ -216,8 +216,10 @@ def _run_thread(plan, inputs, id_ref, score_ref, shared, barriers):
             (inputs.log_count.at[b, g], shared.log_count),
         )
         walks = [walk(ring) for ring in range(plan.rings)]
-        produce = functools.partial(_produce, plan, barriers, arrays, walks)
-        _repeat(plan, shared, barriers, produce)
+        _repeat(
+            *(plan, shared, barriers),
+            lambda look: _produce(plan, barriers, arrays, walks),
+        )
 
 
 def _repeat(plan, shared, barriers, look_at_tiles):
@@ -239,9 +241,8 @@ def _repeat(plan, shared, barriers, look_at_tiles):
     lax.while_loop(lambda look: look < plan.looks, body, count(jnp.int32(0)))
 
 
-def _produce(plan, barriers, arrays, walks, look):
+def _produce(plan, barriers, arrays, walks):
     """Copies tiles of points, and their counts, as fast as the consumers release them."""
-    del look
 
     def load(walk, step):
         slot = walk.ring * plan.stages + lax.rem(step, jnp.int32(plan.stages))

@@ -28,8 +28,8 @@ DEFAULTS = (
 """Fields of `settings.CacheSettings` and `settings.SamplingSettings`. A capacity of 0 is what text, question and answer
 need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits the device. Stop sequences are strings here."""
 
-GPU_PIECE_TOKENS = 16384
-"""128 searches of 128 tokens: about as many as a Hopper card has multiprocessors. Measured: `experiments/LOG.md`."""
+ACCELERATOR_PIECE_TOKENS = 16384
+"""The search of a key/value head then has 128 thread blocks, about as many as a Hopper card has multiprocessors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,9 @@ def prepare(prompt_file: str, options: dict, *, question: str, **paths) -> Reque
     sampling = settings.SamplingSettings(**options)
     needed = len(text) + len(question.encode()) + sampling.max_tokens
     room["capacity_tokens"] = room["capacity_tokens"] or needed + SPARE_TOKENS
-    room["piece_tokens"] = room["piece_tokens"] or _choose_piece(**room)
+    room["piece_tokens"] = room["piece_tokens"] or _choose_piece(
+        room["store"], room["kept_tokens"]
+    )
     return Request(
         text=text,
         question=question,
@@ -80,10 +82,14 @@ def prepare(prompt_file: str, options: dict, *, question: str, **paths) -> Reque
     )
 
 
-def _choose_piece(store, kept_tokens, **others):
-    """Tokens that fill a GPU, where pieces need not share little room with blocks that are kept or fetched."""
+def _choose_piece(store, kept_tokens):
+    """Tokens that fill an accelerator, where pieces need not share little room with blocks that are kept or fetched."""
     is_narrow = jax.default_backend() == "cpu" or store == "host" or kept_tokens
-    return settings.CacheSettings(1).piece_tokens if is_narrow else GPU_PIECE_TOKENS
+    return (
+        settings.CacheSettings(1).piece_tokens
+        if is_narrow
+        else ACCELERATOR_PIECE_TOKENS
+    )
 
 
 def run(params, model: model_settings.ModelSettings, request: Request) -> None:

@@ -128,7 +128,7 @@ def test_room_suits_text_and_device(book, monkeypatch):
     pieces = [room().piece_tokens]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     pieces += [room(**x).piece_tokens for x in ({}, {"store": "host"})]
-    assert pieces == [1024, command.GPU_PIECE_TOKENS, 1024]
+    assert pieces == [1024, command.ACCELERATOR_PIECE_TOKENS, 1024]
     assert room(piece_tokens=7).piece_tokens == 7
 
 
