@@ -184,7 +184,7 @@ def draw(records, path):
             )
     axes.set_xlabel("tokens")
     axes.set_ylabel("seconds to build and to route every token")
-    axes.legend(fontsize="x-small", loc="lower right")
+    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
