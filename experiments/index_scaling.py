@@ -172,8 +172,6 @@ def draw(records, path):
             rows.sort(key=operator.itemgetter("tokens"))
             value = slope(rows, name)
             label = f"{name}, {device}"
-            if rows and rows[-1]["stretch"] == 1:
-                label += ", lone tokens"  # As it was measured until f9e160d.
             axes.loglog(
                 [r["tokens"] for r in rows],
                 [(r["build_ms"] + r["route_ms"]) / 1000 for r in rows],
