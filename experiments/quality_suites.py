@@ -124,8 +124,10 @@ NEEDLES = quality_parts.Suite(
 
 # Context rot: one needle in words, and one among four, from the trained length to 256 times that.
 _ROT_METHODS = {
-    **{name: _READING_METHODS[name] for name in ("dense", "window", "bookmark")},
-    "mean_key": _READING_METHODS["mean_key"],
+    **{
+        name: _READING_METHODS[name]
+        for name in ("dense", "window", "bookmark", "mean_key", "biased")
+    },
     "rope": _reading("d", positions="rrrr"),
     "irope": _layers("scsd", (2, 64, 4, 64), "rrrn")
     | _knobs("model", chunk_tokens=512),
