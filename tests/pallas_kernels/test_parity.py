@@ -21,9 +21,9 @@ INTERPRETED_BY_TRITON = {
 }
 """Cases on which `triton` is interpreted, where there is Triton but no card."""
 DIFFERENTIATED = sorted(set(IMPLEMENTATIONS) - {"reference", "mosaic_gpu", "triton"})
-INTERPRETED = None
+QUICKLY_COMPILED = None
 if jax.default_backend() == "cpu":
-    INTERPRETED = {
+    QUICKLY_COMPILED = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
     }
@@ -51,7 +51,7 @@ def _run(case, implementation):
         return *results, *pull(cotangents)
 
     fields = inputs._fields[:4]
-    options = INTERPRETED if implementation == "mosaic_tpu" else None
+    options = QUICKLY_COMPILED if implementation == "mosaic_tpu" else None
     run = jax.jit(run, compiler_options=options)
     return run(inputs[:4], cases.make_cotangents(case))
 
