@@ -29,6 +29,9 @@ def attend(
 ):
     """Computes `dispatch.block_sparse_attention` on a Hopper GPU.
 
+    Query blocks have 16, 32, 64 or 128 tokens; also 8, 4, 2 or 1 if as many query heads share
+    a key/value head, a power of two from 8, that they and the tokens make 64 rows or more.
+
     Args:
         interpret: None on a card. `plgpu.InterpretGPUParams()` runs on any device, slowly;
             False compiles without asking which device this is.
@@ -85,12 +88,18 @@ def _check_call(q_BTHK, selection, options):
         raise NotImplementedError(
             f"mosaic_gpu has one query_offset for all sequences: {INSTEAD}"
         )
-    for name in ("query_block", "key_block"):
-        if getattr(selection, name) not in mosaic_gpu_operands.BLOCKS:
-            raise NotImplementedError(
-                f"mosaic_gpu has blocks of {mosaic_gpu_operands.BLOCKS} tokens, not "
-                f"{name}={getattr(selection, name)}: {INSTEAD}"
-            )
+    heads = q_BTHK.shape[2] // selection.count_BGQ.shape[1]
+    blocks = mosaic_gpu_operands.list_query_blocks(heads)
+    if selection.query_block not in blocks:
+        raise NotImplementedError(
+            f"mosaic_gpu has query blocks of {blocks} tokens for {heads} query heads a "
+            f"group, not query_block={selection.query_block}: {INSTEAD}"
+        )
+    if selection.key_block not in mosaic_gpu_operands.BLOCKS:
+        raise NotImplementedError(
+            f"mosaic_gpu has key blocks of {mosaic_gpu_operands.BLOCKS} tokens, not "
+            f"key_block={selection.key_block}: {INSTEAD}"
+        )
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     score = jax.ShapeDtypeStruct((), jnp.float32)
     for name, examples in (("score_mod", (score,)), ("mask_mod", ())):

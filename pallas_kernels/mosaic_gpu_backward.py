@@ -160,8 +160,7 @@ def _sum_bias(plan, dbias_rows, selection, shape):
     """Gradient of the bias, of a shape BGTJ, from that of each row."""
     listed_BGQJ = jnp.arange(plan.J) < selection.count_BGQ[..., None]
     dbias_rows = jnp.where(listed_BGQJ[..., None], dbias_rows, 0.0)
-    dbias_rows = dbias_rows[..., : plan.heads * plan.query_block]
-    dbias = dbias_rows.reshape(*dbias_rows.shape[:-1], plan.heads, plan.query_block)
+    dbias = mosaic_gpu_operands.split_rows(plan, dbias_rows)
     dbias_BGTJ = dbias.sum(-2).swapaxes(3, 4).reshape(plan.B, plan.G, -1, plan.J)
     # A list of halved blocks has two entries for one.
     split = selection.block_id_BGQJ.shape[-1] // shape[-1]

@@ -164,7 +164,7 @@ def _shared_types(plan):
 def _barrier_types(plan):
     """Barriers of a thread block, which count an arrival a copy."""
     sections, _ = _divide_keys(plan)
-    row_copies = 2 * plan.part_heads + 2 + plan.has_segments
+    row_copies = 2 * plan.part_slices + 2 + plan.has_segments
     row_copies += plan.blocks * plan.has_bias
     return Barriers(
         keys=plgpu.Barrier(num_arrivals=sections * (2 + plan.has_segments)),
@@ -205,16 +205,12 @@ def _produce(plan, inputs, place, table_FE, shared, barriers):
         pl.when(step >= plan.tiles.stages)(
             lambda: plgpu.barrier_wait(barriers.free.at[slot])
         )
-        for rows, tokens, head, _ in mosaic_gpu_plan.head_slices(plan, i, part):
+        for rows, source, _ in mosaic_gpu_plan.slice_part(plan, (b, g, i), part):
             for x_BTHK, smem in (
                 (inputs.q_BTHK, shared.q),
                 (inputs.d_out_BTHK, shared.d_out),
             ):
-                plgpu.copy_gmem_to_smem(
-                    x_BTHK.at[b, tokens, g * plan.heads + head],
-                    smem.at[slot, rows],
-                    barrier,
-                )
+                plgpu.copy_gmem_to_smem(x_BTHK.at[source], smem.at[slot, rows], barrier)
         _, token_part = mosaic_gpu_plan.divide(part, plan.token_parts)
         rows, tokens = (pl.ds(x * PART, PART) for x in (part, token_part))
         copies = [

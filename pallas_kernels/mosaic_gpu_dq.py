@@ -86,13 +86,14 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
     place = mosaic_gpu_plan.locate(plan, team, 0)
     part = place.part + offset
     q_ref, d_out_ref = shared.q.at[warpgroup], shared.d_out.at[warpgroup]
-    token_part = _copy_rows(plan, inputs, shared, barriers, warpgroup, place, part)
+    _copy_rows(plan, inputs, shared, barriers, warpgroup, place, part)
     plgpu.barrier_wait(barriers.q.at[warpgroup])
     plgpu.barrier_wait(barriers.lists.at[team])
     segment_ref = shared.segment_query.at[warpgroup] if plan.has_segments else None
     rows = mosaic_gpu_logits.describe_rows(
         plan, inputs, place, place.i, part, segment_ref
     )
+    _, token_part = mosaic_gpu_plan.divide(part, plan.tile_token_parts)
     extent = mosaic_gpu_plan.measure(plan, shared.lists.at[team])
     task = mosaic_gpu_logits.Task(place, team, extent, token_part, rows)
     row = mosaic_gpu_logits.ROW
@@ -148,35 +149,31 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
     q_ref[...] = (acc * plan.scale).astype(plan.dtype)
     plgpu.commit_smem()
     plgpu.barrier_arrive(barriers.lists_free.at[team])
-    for rows, tokens, head, real in mosaic_gpu_plan.head_slices(plan, place.i, part):
+    for rows, target, real in mosaic_gpu_plan.slice_part(plan, place[:3], part):
 
         @pl.when(real)
-        def _store(rows=rows, tokens=tokens, head=head):
-            plgpu.copy_smem_to_gmem(
-                q_ref.at[rows],
-                out_refs[0].at[place.b, tokens, place.g * plan.heads + head],
-            )
+        def _store(rows=rows, target=target):
+            plgpu.copy_smem_to_gmem(q_ref.at[rows], out_refs[0].at[target])
 
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def _copy_rows(plan, inputs, shared, barriers, warpgroup, place, part):
-    """Starts the copies of what a consumer holds. Returns the part of its tokens."""
+    """Starts the copies of what a consumer holds."""
     barrier = barriers.q.at[warpgroup]
     arrays = [
         (inputs.q_BTHK, shared.q.at[warpgroup]),
         (inputs.d_out_BTHK, shared.d_out.at[warpgroup]),
     ]
     mosaic_gpu_gather.copy_queries(plan, inputs, place, part, arrays, barrier)
-    _, token_part = mosaic_gpu_plan.divide(part, plan.token_parts)
     b, g, i, rows = place.b, place.g, place.i, pl.ds(part * PART, PART)
     vectors = [
         (inputs.lse_rows.at[b, g, i, rows], shared.lse),
         (inputs.delta_rows.at[b, g, i, rows], shared.delta),
     ]
     if plan.has_segments:
+        _, token_part = mosaic_gpu_plan.divide(part, plan.token_parts)
         tokens = pl.ds(token_part * PART, PART)
         vectors.append((inputs.segment_rows.at[b, i, tokens], shared.segment_query))
     for gmem, smem in vectors:
         plgpu.copy_gmem_to_smem(gmem, smem.at[warpgroup], barrier)
-    return token_part

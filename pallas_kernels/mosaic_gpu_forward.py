@@ -120,7 +120,7 @@ def _consume(plan, inputs, out_refs, shared, barriers, warpgroup):
         rows = mosaic_gpu_logits.describe_rows(
             plan, inputs, place, place.i, part, segment_ref
         )
-        _, token_part = mosaic_gpu_plan.divide(part, plan.token_parts)
+        _, token_part = mosaic_gpu_plan.divide(part, plan.tile_token_parts)
         extent = mosaic_gpu_plan.measure(plan, shared.lists.at[index])
         task = mosaic_gpu_logits.Task(place, index, extent, token_part, rows)
         weigh = functools.partial(mosaic_gpu_logits.weigh, plan, inputs, shared, task)
@@ -173,14 +173,11 @@ def _store(plan, out_refs, place, part, staged_refs, results):
     out_ref[...] = acc.astype(plan.dtype)
     lse_ref[...] = jnp.where(empty, -jnp.inf, lse)
     plgpu.commit_smem()
-    for rows, tokens, head, real in mosaic_gpu_plan.head_slices(plan, place.i, part):
+    for rows, target, real in mosaic_gpu_plan.slice_part(plan, place[:3], part):
 
         @pl.when(real)
-        def _store_head(rows=rows, tokens=tokens, head=head):
-            plgpu.copy_smem_to_gmem(
-                out_ref.at[rows],
-                out_refs[0].at[place.b, tokens, place.g * plan.heads + head],
-            )
+        def _store_slice(rows=rows, target=target):
+            plgpu.copy_smem_to_gmem(out_ref.at[rows], out_refs[0].at[target])
 
     plgpu.copy_smem_to_gmem(
         lse_ref,

@@ -76,7 +76,7 @@ def shared_types(plan, backward=False):
         lse=floats(tiles.consumers, PART),
         lists=ids(list_buffers, plan.J + mosaic_gpu_plan.HEAD),
         token_mask=ids(list_buffers, plan.J) if plan.has_mask else None,
-        bias=floats(ring, plan.blocks, plan.token_parts * PART)
+        bias=floats(ring, plan.blocks, plan.tile_token_parts * PART)
         if plan.has_bias
         else None,
         segment_query=ids(row_buffers, PART) if plan.has_segments else None,
@@ -97,9 +97,9 @@ def barrier_types(plan, backward=False):
     tiles = plan.tiles
     ring = tiles.teams * tiles.stages
     extra = plan.blocks * plan.has_segments + plan.has_bias
-    query_copies = plan.part_heads + plan.has_segments
+    query_copies = plan.part_slices + plan.has_segments
     if backward:
-        query_copies += plan.part_heads + 2
+        query_copies += plan.part_slices + 2
     list_copies = len(_cut_list(plan.J + mosaic_gpu_plan.HEAD))
     list_copies += len(_cut_list(plan.J)) * plan.has_mask
     list_buffers = tiles.buffers * tiles.teams
@@ -124,13 +124,9 @@ def copy_queries(plan, inputs, place, part, arrays, barrier):
     Args:
         arrays: pairs of an array in device memory, BTHK, and a tile in shared memory.
     """
-    for rows, tokens, head, _ in mosaic_gpu_plan.head_slices(plan, place.i, part):
+    for rows, source, _ in mosaic_gpu_plan.slice_part(plan, place[:3], part):
         for x_BTHK, tile in arrays:
-            plgpu.copy_gmem_to_smem(
-                x_BTHK.at[place.b, tokens, place.g * plan.heads + head],
-                tile.at[rows],
-                barrier,
-            )
+            plgpu.copy_gmem_to_smem(x_BTHK.at[source], tile.at[rows], barrier)
 
 
 def _cut_list(words):
@@ -193,7 +189,7 @@ def _copy_keys(plan, inputs, shared, barriers, place, step, ids):
         step: the team, how many key tiles it had before, and this one's entry in the list.
         ids: of the key blocks.
     """
-    b, g, i, _ = place
+    b, g, i, part = place
     team, number, entry = step
     C, stages = plan.key_block, plan.tiles.stages
     slot = mosaic_gpu_plan.rotate(number, stages, team)
@@ -217,8 +213,10 @@ def _copy_keys(plan, inputs, shared, barriers, place, step, ids):
                 barriers.k.at[slot],
             )
     if plan.has_bias:
+        _, token_part = mosaic_gpu_plan.divide(part, plan.token_parts)
+        tokens = pl.ds(token_part * PART, plan.tile_token_parts * PART)
         plgpu.copy_gmem_to_smem(
-            inputs.bias_rows.at[b, g, i, pl.ds(entry, plan.blocks)],
+            inputs.bias_rows.at[b, g, i, pl.ds(entry, plan.blocks), tokens],
             shared.bias.at[slot],
             barriers.k.at[slot],
         )

@@ -40,8 +40,8 @@ class Rows(NamedTuple):
 class Task(NamedTuple):
     """What a consumer of a list works on: the part's place, its list, and its rows.
 
-    `index` says where the list lies in shared memory; `token_part` counts the parts of a
-    query block's tokens.
+    `index` says where the list lies in shared memory; `token_part` counts the parts of the
+    tile's tokens.
     """
 
     place: mosaic_gpu_plan.Place
@@ -81,8 +81,9 @@ def describe_rows(plan, inputs, place, i, part, segment_ref, layout=ROW):
         layout: of the registers: `ROW`, or `COLUMN` for what is transposed.
     """
     row = plgpu.broadcasted_iota(jnp.int32, (PART,), 0, layout=layout) + part * PART
-    token = row & (plan.query_block - 1)
-    head = row >> (plan.query_block.bit_length() - 1)
+    run = row >> (plan.run_rows.bit_length() - 1)
+    place_in_run = row & (plan.run_rows - 1)
+    token, head = (run, place_in_run) if plan.by_token else (place_in_run, run)
     q_id = token + inputs.first_id_BQ[place.b, i]
     # Without causality FAR keeps the shape of the sum: the compiler finds no layout else.
     limit = q_id - inputs.key_offset_1[0] if plan.causal else jnp.maximum(q_id, FAR)

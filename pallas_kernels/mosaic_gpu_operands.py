@@ -9,10 +9,16 @@ from pallas_kernels import mosaic_gpu_plan, tiles
 
 BLOCKS = (16, 32, 64, 128)
 """Query and key blocks that fill tiles, tokens."""
+SHORT_BLOCKS = (1, 2, 4, 8)
+"""Query blocks whose rows fill parts if enough query heads share a list."""
+COPY_ROWS = 8
+"""Fewest rows of a tile that a copy fills."""
 WIDTHS = (64, 128, 256)
 """Head widths; smaller ones are padded with zeros."""
 MAX_LIST = 3040
 """Entries of a list that fit in shared memory beside the tiles."""
+MAX_SHORT_LIST = 1536
+"""The same for `SHORT_BLOCKS`, of whose biases a tile needs one for each of its rows."""
 
 INSTEAD = "use implementation='xla' (any device) or 'reference' (small inputs)"
 
@@ -41,9 +47,10 @@ def prepare(sizes, rules, interpret, differentiated, others):
         selection, bias_BGTJ = halve_blocks(selection, bias_BGTJ)
     # Lists end at whole tiles, and start at multiples of 128 bytes.
     J = round_up(selection.block_id_BGQJ.shape[-1], 32)
-    if J > MAX_LIST:
+    longest = MAX_SHORT_LIST if selection.query_block in SHORT_BLOCKS else MAX_LIST
+    if J > longest:
         raise NotImplementedError(
-            f"mosaic_gpu has lists of at most {MAX_LIST} entries, not J={J}: {INSTEAD}"
+            f"mosaic_gpu has lists of at most {longest} entries, not J={J}: {INSTEAD}"
         )
     plan = mosaic_gpu_plan.Plan(
         B=B,
@@ -85,6 +92,14 @@ def prepare(sizes, rules, interpret, differentiated, others):
         segment_key_BS=pad(key_BS, {1: keys}),
     )
     return plan, operands, selection
+
+
+def list_query_blocks(heads):
+    """Tokens that a query block may have if so many query heads share a list."""
+    if heads < COPY_ROWS or heads & (heads - 1):
+        return BLOCKS
+    short = [x for x in SHORT_BLOCKS if heads * x % mosaic_gpu_plan.PART == 0]
+    return (*short, *BLOCKS)
 
 
 def count_tokens(plan):
@@ -147,31 +162,47 @@ def to_rows(plan, x_BHT, fill):
     """Numbers of query heads and tokens as those of rows, [B, G, Q, list_parts * 64]."""
     x_BHT = pad(x_BHT, {2: count_tokens(plan)}, fill)
     x = x_BHT.reshape(plan.B, plan.G, plan.heads, plan.Q, plan.query_block)
-    x_rows = x.swapaxes(2, 3).reshape(plan.B, plan.G, plan.Q, -1)
+    x = x.swapaxes(2, 3)
+    x = x.swapaxes(3, 4) if plan.by_token else x
+    x_rows = x.reshape(plan.B, plan.G, plan.Q, -1)
     return pad(x_rows, {3: plan.list_parts * mosaic_gpu_plan.PART}, fill)
 
 
 def from_rows(plan, x_rows):
     """Undoes `to_rows`, but for the tokens of padding."""
-    x_rows = x_rows[..., : plan.heads * plan.query_block]
-    x = x_rows.reshape(plan.B, plan.G, plan.Q, plan.heads, plan.query_block)
+    x = split_rows(plan, x_rows)
     return x.swapaxes(2, 3).reshape(plan.B, plan.H, count_tokens(plan))
+
+
+def split_rows(plan, x_rows):
+    """[..., rows] as [..., heads, tokens of a query block], without rows of padding."""
+    x_rows = x_rows[..., : plan.heads * plan.query_block]
+    if plan.by_token:
+        x = x_rows.reshape(*x_rows.shape[:-1], plan.query_block, plan.heads)
+        return x.swapaxes(-1, -2)
+    return x_rows.reshape(*x_rows.shape[:-1], plan.heads, plan.query_block)
 
 
 def _spread_tokens(plan, x_BT):
     """`Operands.segment_rows`."""
     if x_BT is None:
         return None
-    x_BQT = x_BT.reshape(plan.B, plan.Q, plan.query_block)
-    return jnp.tile(x_BQT, (1, 1, plan.part_heads))
+    return _fill_parts(plan, x_BT.reshape(plan.B, plan.Q, plan.query_block))
 
 
 def _spread_bias(plan, bias_BGTJ):
-    """`Operands.bias_rows`: as many copies of the bias as a part has heads."""
+    """`Operands.bias_rows`."""
     if bias_BGTJ is None:
         return None
     bias_BGQTJ = bias_BGTJ.reshape(plan.B, plan.G, plan.Q, plan.query_block, plan.J)
-    return jnp.tile(bias_BGQTJ.swapaxes(3, 4), (1, 1, 1, 1, plan.part_heads))
+    return _fill_parts(plan, bias_BGQTJ.swapaxes(3, 4))
+
+
+def _fill_parts(plan, x):
+    """Copies of the tokens of query blocks, the last axis, for the rows of `token_parts` parts."""
+    if plan.by_token:
+        return jnp.repeat(x, plan.heads, axis=-1)
+    return jnp.tile(x, plan.part_slices)
 
 
 def round_up(x, multiple):

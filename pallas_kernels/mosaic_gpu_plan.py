@@ -1,8 +1,10 @@
 """What a Mosaic GPU kernel knows while it is traced: sizes, rules, and where a tile belongs.
 
 The rows of a list are its query tokens times the H/G query heads that share it, head after
-head: row r is token r % query_block of head r // query_block. A *part* is 64 of them, the
-rows of one tensor core instruction and the work of one consumer warpgroup.
+head: row r is token r % query_block of head r // query_block. Those of query blocks of less
+than `LONG` stand token after token: row r is head r % (H/G) of token r // (H/G). So a *run*,
+the rows of one head or one token, has several for a copy to take. A *part* is 64 rows, those
+of one tensor core instruction and the work of one consumer warpgroup.
 """
 
 import dataclasses
@@ -18,6 +20,8 @@ from pallas_kernels import tiles
 
 PART = 64
 """Rows of a part."""
+LONG = 16
+"""Tokens of the shortest query block whose rows stand head after head."""
 HEAD = 32
 """Words after a list's entries: how many there are, how many are whole; 128 bytes."""
 LOG2E = math.log2(math.e)
@@ -54,19 +58,36 @@ class Plan:
         return self.H // self.G
 
     @property
-    def head_rows(self):
-        """Rows that a part has of one head: a copy's length."""
-        return min(self.query_block, PART)
+    def by_token(self):
+        """Whether the rows of a list stand token after token."""
+        return self.query_block < LONG
 
     @property
-    def part_heads(self):
-        """Heads of a part, or 1 if it is a piece of one."""
-        return PART // self.head_rows
+    def run_rows(self):
+        """Rows of one head or, by token, of one token."""
+        return self.heads if self.by_token else self.query_block
+
+    @property
+    def slice_rows(self):
+        """Rows that a part has of one run: a copy's length."""
+        return min(self.run_rows, PART)
+
+    @property
+    def part_slices(self):
+        """Runs of a part, or 1 if it is a piece of one."""
+        return PART // self.slice_rows
 
     @property
     def token_parts(self):
         """Parts over which the tokens of a query block are spread."""
-        return self.query_block // self.head_rows
+        if self.by_token:
+            return self.num_parts
+        return self.query_block // self.slice_rows
+
+    @property
+    def tile_token_parts(self):
+        """Parts over which the tokens of a tile are spread."""
+        return min(self.token_parts, self.tiles.parts)
 
     @property
     def num_parts(self):
@@ -140,7 +161,8 @@ class Operands(NamedTuple):
     `lists`, int32[B, G, Q, J + HEAD], holds block ids, their number, and how many of them, at
     the start of a list, all its rows read whole.
     `bias_rows`, [B, G, Q, J, rows], and `segment_rows`, [B, Q, rows], hold what belongs to
-    the rows of `token_parts` parts: the tokens of a query block, repeated to fill a part.
+    the rows of `token_parts` parts: the tokens of a query block, repeated to fill a part or,
+    by token, each as often as there are heads.
     The backward passes read `lse_rows` and `delta_rows`, float32[B, G, Q, rows] of all
     parts: the lse in bits, inf for a row that reads nothing, and what is subtracted from
     the cotangent of a row's weights.
@@ -246,16 +268,23 @@ def divide(x, y):
     return lax.div(x, y), lax.rem(x, y)
 
 
-def head_slices(plan, i, part):
-    """For each head of a part: its rows there, tokens, head of the group, is it real.
+def slice_part(plan, place, part):
+    """For each slice of a part: its rows there, its place in BTHK, is it real.
 
     A row of padding repeats the last head, and isn't stored.
+
+    Args:
+        place: batch, key/value head and query block.
     """
+    b, g, i = place
     slices = []
-    for first in range(0, PART, plan.head_rows):
-        head, token = divide(part * PART + first, plan.query_block)
-        tokens = pl.ds(i * plan.query_block + token, plan.head_rows)
-        rows = pl.ds(first, plan.head_rows)
-        last = jnp.minimum(head, plan.heads - 1)
-        slices.append((rows, tokens, last, head < plan.heads))
+    for first in range(0, PART, plan.slice_rows):
+        run, start = divide(part * PART + first, plan.run_rows)
+        token, head, real = i * plan.query_block, g * plan.heads, True
+        if plan.by_token:
+            token, head = token + run, pl.ds(head + start, plan.slice_rows)
+        else:
+            token = pl.ds(token + start, plan.slice_rows)
+            head, real = head + jnp.minimum(run, plan.heads - 1), run < plan.heads
+        slices.append((pl.ds(first, plan.slice_rows), (b, token, head), real))
     return slices

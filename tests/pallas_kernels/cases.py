@@ -160,6 +160,14 @@ CASES = (
     Case("everything", **_EVERYTHING),
     Case("everything_bfloat16", dtype="bfloat16", **_EVERYTHING),
     Case("everything_block_32", query_block=32, key_block=32, K=64, **_EVERYTHING),
+    Case("query_block_1", T=3, H=64, query_block=1, query_offset=50),
+    Case("query_block_4", H=16, T=21, query_block=4, token_mask=True, empty=0.2),
+    Case(
+        "everything_block_8",
+        **_EVERYTHING | {"B": 1, "T": 21, "S": 200, "H": 32},
+        query_block=8,
+        key_block=64,
+    ),
 )
 
 

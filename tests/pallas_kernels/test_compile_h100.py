@@ -57,6 +57,14 @@ BACKWARD = (
     cases.Case("blocks_of_128", K=128, query_block=128, key_block=128, **BIG),
     cases.Case("width_256", K=256, query_block=64, key_block=128, **BIG),
     cases.Case(
+        "four_tokens",
+        **BIG | {"H": 64, "G": 4},
+        K=128,
+        query_block=4,
+        key_block=64,
+        token_mask=True,
+    ),
+    cases.Case(
         "tokens_choose",
         **BIG,
         K=128,
@@ -90,19 +98,21 @@ def _shape(dtype, *sizes):
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def _compile(mesh, T, K, J, block, bias=False):
-    """Compiles both passes of 16 query heads in 4 groups whose tokens choose for themselves.
+def _compile(mesh, T, K, J, block, bias=False, query_block=None):
+    """Compiles both passes of 16 query heads whose tokens choose for themselves.
 
     Args:
         bias: with a bias and segments.
+        query_block: tokens; by default a block, and there are 4 groups. Else one.
     """
-    H, G = 16, 4
-    lists = (1, G, T // block)
+    H, G = (16, 1) if query_block else (16, 4)
+    query_block = query_block or block
+    lists = (1, G, T // query_block)
     selection = BlockSelection(
         _shape(jnp.int32, *lists, J),
         _shape(jnp.int32, *lists),
         _shape(jnp.uint32, *lists, J),
-        block,
+        query_block,
         block,
     )
     q_BTHK = _shape(jnp.bfloat16, 1, T, H, K)
@@ -143,3 +153,8 @@ def test_a_layer_of_a_million_tokens_fits_on_a_card(mesh):
 def test_the_longest_lists_fit_in_shared_memory(mesh, K, block):
     """Forward and backward, with bias and segments."""
     _compile(mesh, T=2**14, K=K, J=mosaic_gpu_operands.MAX_LIST, block=block, bias=True)
+
+
+def test_the_longest_lists_of_a_few_tokens_fit_in_shared_memory(mesh):
+    J = mosaic_gpu_operands.MAX_SHORT_LIST
+    _compile(mesh, T=2**13, K=128, J=J, block=16, bias=True, query_block=8)

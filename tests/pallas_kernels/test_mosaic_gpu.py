@@ -227,6 +227,7 @@ def test_calls_that_the_kernel_lacks_are_refused():
     _refused("not float32", change(CASE, dtype="float32"))
     _refused("not K=320", change(CASE, K=320))
     _refused("not query_block=8", change(CASE, query_block=8))
+    _refused("not query_block=2", change(CASE, H=32, query_block=2))
     _refused("not key_block=24", change(CASE, key_block=24))
     _refused("not J=4096", change(CASE, J=4096))
     slope_H = jnp.ones(CASE.H)
