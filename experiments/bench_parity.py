@@ -46,6 +46,8 @@ SETTINGS = (
     Setting(16, 16, masked=True, J=40, segments=3),
     Setting(16, 16, masked=True, biased=True, segments=2, H=8, S=640),
     Setting(16, 128, H=3, G=3, J=5, T=250),
+    Setting(8, 16, H=32, masked=True, biased=True, J=40, segments=3, T=250),
+    Setting(4, 64, H=32, masked=True, T=250),
 )
 
 
