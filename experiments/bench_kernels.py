@@ -4,6 +4,7 @@
     python -m experiments.bench_kernels --parts=time --lengths=32768 --cases=128x128
     python -m experiments.bench_kernels --parts=parity,capacity --implementation=mosaic_gpu
     python -m experiments.bench_kernels --parts=time --implementation=triton --peers=cudnn,mosaic_gpu
+    python -m experiments.bench_kernels --parts=nsa --lengths=32768 --pools=36,208 --seconds=2
 
 Parts: `time` (forward, and forward with backward), `capacity` (one layer's forward and
 backward at a million tokens), `decode` (one token, caches as long), `parity` (random calls
@@ -158,7 +159,7 @@ def list_work(flags):
             )
     if "nsa" in flags.parts:
         for length in [x for x in flags.lengths if x <= bench_nsa.LONGEST]:
-            for pool in bench_nsa.POOLS:
+            for pool in flags.pools:
                 base = {"length": length, "pool": pool}
                 yield "nsa", base, bench_nsa.measure(length, pool, flags)
     if "end_to_end" in flags.parts:
@@ -223,6 +224,9 @@ def parse_flags():
     parser.add_argument("--lengths", type=numbers, default=[2**15, 2**17, 2**20])
     names = [case.name for case in bench_cases.CASES]
     parser.add_argument("--cases", type=words, default=names)
+    parser.add_argument(
+        "--pools", type=numbers, default=list(bench_nsa.POOLS), help="of `nsa`"
+    )
     routes = ["chapters", "flat", "chapters:xla", "flat:xla", "graph"]
     parser.add_argument("--routes", type=words, default=routes)
     parser.add_argument("--errors", choices=["xla", "none"], default="xla")

@@ -22,6 +22,8 @@ CELL = (
     *("query_block", "key_block", "K", "T", "S", "H", "masked", "biased", "dtype"),
 )
 """What tells measurements apart."""
+UNSAID = {"query_block": 16}
+"""What is so in rows of `nsa` from before query blocks were shorter, which don't say it."""
 ORIGIN = ("command", "commit", "date", "device")
 STEPS = ("build", "route", "unite", "attend")
 DENSE = "cudnn"
@@ -33,7 +35,7 @@ def join(files):
     for result in files:
         for row in result["records"]:
             made = {key: row.get(key, result[key]) for key in ORIGIN}
-            key = tuple(row.get(name) for name in CELL)
+            key = tuple(row.get(name, UNSAID.get(name)) for name in CELL)
             if "failed" not in row or "failed" in joined.get(key, row):
                 joined[key] = row | made
     good = [row for row in joined.values() if "failed" not in row]
@@ -118,7 +120,8 @@ def _select(records, part, **wanted):
     found = {}
     for row in _good(records, part):
         if all(row.get(key) == value for key, value in wanted.items()):
-            cell = tuple(row.get(name) for name in ("length", "case", "route"))
+            names = ("length", "case", "route", "query_block")
+            cell = tuple(row.get(name, UNSAID.get(name)) for name in names)
             found.setdefault(cell, {})[row.get("pass")] = row
     return found
 
@@ -149,7 +152,7 @@ def _rate_table(records):
 
 def _layer_table(records):
     rows = []
-    for (length, _, route), passes in _select(records, "end_to_end").items():
+    for (length, _, route, _), passes in _select(records, "end_to_end").items():
         if route is None:
             continue
         line = [f"{length:,}", route, _device(passes)]
@@ -167,18 +170,36 @@ def _device(passes):
 
 
 def _nsa_table(records):
+    """Times of each query block, and the one time of the peer in the same run over each."""
     rows = []
-    peers = _select(records, "nsa", implementation="fla_nsa")
-    for cell, passes in _select(records, "nsa", implementation="mosaic_gpu").items():
-        line = [f"{cell[0]:,}", _cell(passes.get("forward"), "{union_blocks:.0f}")]
+    peers = {
+        cell[:2]: passes
+        for cell, passes in _select(records, "nsa", implementation="fla_nsa").items()
+    }
+    ours = _select(records, "nsa", implementation="mosaic_gpu").items()
+    for (length, case, _, block), passes in sorted(ours, key=_order_nsa):
+        line = [
+            f"{length:,}",
+            str(block),
+            _cell(passes.get("forward"), "{union_blocks:.0f}"),
+        ]
         line.append(_device(passes))
         for name in ("forward", "forward+backward"):
-            peer = peers.get(cell, {}).get(name)
-            line.append(_cell(passes.get(name), "{ms:.1f}"))
-            line.append(_cell(peer, "{ms:.1f} ({ours_over_this:.2f}x)"))
+            row, peer = passes.get(name), peers.get((length, case), {}).get(name)
+            line.append(_cell(row, "{ms:.1f}"))
+            if row and peer and row["date"] == peer["date"]:
+                peer = peer | {"ratio": peer["ms"] / row["ms"]}
+            line.append(_cell(peer, "{ms:.1f} ({ratio:.2f}x)"))
         rows.append(line)
     passes = ("forward, ms", "fla's", "forward+backward, ms", "fla's")
-    return _table(["tokens", "blocks read by 16 tokens", "device", *passes], rows)
+    return _table(["tokens", "query block", "blocks it reads", "device", *passes], rows)
+
+
+def _order_nsa(item):
+    """Lengths, and pools, from short to long; query blocks from long to short."""
+    (length, _, _, block), passes = item
+    pool = next(iter(passes.values()))["pool"]
+    return length, pool, -block
 
 
 def _decode_table(records):

@@ -50,6 +50,33 @@ def test_tables_and_figure_hold_what_was_measured(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def _nsa(implementation, ms, **more):
+    row = {"part": "nsa", "case": "nsa_pool36", "length": 1024, "pool": 36}
+    row |= {"pass": "forward", "implementation": implementation, "ms": ms}
+    return row | more
+
+
+def test_each_query_block_is_set_beside_the_one_peer_of_its_run():
+    before = _nsa("mosaic_gpu", 3.0, union_blocks=30.0), _nsa("fla_nsa", 8.0)
+    after = [
+        _nsa("mosaic_gpu", ms, union_blocks=20.0, query_block=block)
+        for block, ms in ((4, 2.0), (16, 4.0))
+    ]
+
+    def tabulate(*runs):
+        origin, rows = bench_report.join(runs)
+        return bench_report.tables(origin | {"records": rows}).splitlines()[2:4]
+
+    first, second = _result(*before), _result(*after, before[1], date="d2")
+    assert tabulate(first)[0] == "| 1,024 | 16 | 30 | x | 3.0 | 8.0 (2.67x) |  |  |"
+    assert tabulate(first, second) == [
+        "| 1,024 | 16 | 20 | x | 4.0 | 8.0 (2.00x) |  |  |",
+        "| 1,024 | 4 | 20 | x | 2.0 | 8.0 (4.00x) |  |  |",
+    ]
+    alone = tabulate(first, _result(*after, date="d2"))
+    assert alone[0] == "| 1,024 | 16 | 20 | x | 4.0 |  |  |  |"
+
+
 def test_layers_that_are_timed_have_few_coarsest_chapters():
     assert {"time", "end_to_end"} <= set(bench_kernels.PARTS)
     for length in (2**15, 2**20, 10 * 2**20):
