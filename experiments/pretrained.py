@@ -41,8 +41,6 @@ CHOOSERS = {
     "quest": (SMALL | ALONE | {"digest": "minmax"}, True),
 }
 METHODS = ("dense", "window", *CHOOSERS)
-OPEN_COST = 50
-"""Attended tokens that one choice of 16 adds if it stays open for 16 tokens: neighbours mostly choose alike."""
 
 
 def main() -> None:
@@ -94,12 +92,24 @@ def swap_of(method: str, budget: int) -> swapped.Swap:
         return swapped.Swap("w", window_tokens, index=tuple(index.items()))
     index, per_head = CHOOSERS[method]
     swap = swapped.Swap("b", per_head=per_head, index=tuple(index.items()))
-    cost = OPEN_COST if method == "bookmark" else index["C"]
-    choices = int((budget - swap.local_tokens()) // cost)
+    room = budget - swap.local_tokens()
+    choices = int(room // index["C"])
+    if method == "bookmark":
+        while open_cost(choices) > room:
+            choices -= 1
     index = {**index, "A": choices}
     if method == "bookmark":
         index |= {"X": max(96, 7 * choices), "J": max(192, 12 * choices)}
     return swapped.Swap("b", per_head=per_head, index=tuple(index.items()))
+
+
+def open_cost(choices: int) -> float:
+    """Attended tokens that so many choices of 16 add if they stay open for 16 tokens.
+
+    Neighbours mostly choose alike, more so the more they choose: a law through the most that was measured on any text,
+    54.3 a choice with 6, 49.1 with 11, 47.6 with 13 and 42.1 with 25.
+    """
+    return 75.4 * choices**0.82
 
 
 if __name__ == "__main__":

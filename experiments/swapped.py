@@ -28,7 +28,8 @@ class Swap:
         window_tokens: of window and bookmark layers.
         per_head: whether each query head chooses for itself, as if it had a key/value head of its own.
         index: knobs of the index that differ from `configs/base.py`, as (name, value).
-        stretch: a kind of `rope.Scaling`, for texts longer than those that the model was trained on; "" as trained.
+        stretch: a kind of `rope.Scaling`, for texts longer than those that the model was trained on, by as much as they
+            are longer, or by so many times that ("ntk:2"); "" as trained.
     """
 
     kind: str
@@ -74,13 +75,14 @@ class Model:
         model = shape.settings(model, (swap.kind * shape.L)[: shape.L])
         scaling = dataclasses.replace(model.rope_scaling, tokens=num_tokens)
         if swap.stretch:
+            kind, _, times = swap.stretch.partition(":")
             scaling = dataclasses.replace(
                 scaling,
-                kind=swap.stretch,
+                kind=kind,
                 trained_tokens=shape.max_tokens,
-                factor=max(num_tokens / shape.max_tokens, 1.0),
+                factor=max(num_tokens / shape.max_tokens, 1.0) * float(times or 1),
             )
-            if swap.stretch == "dynamic":  # which grows by the text's length itself
+            if kind == "dynamic":  # which grows by the text's length itself
                 scaling = dataclasses.replace(scaling, factor=1.0)
         model = dataclasses.replace(model, rope_scaling=scaling)
         return dataclasses.replace(model, G=model.H) if swap.per_head else model

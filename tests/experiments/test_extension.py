@@ -50,6 +50,7 @@ def test_positions_are_stretched_for_the_texts_length(tmp_path):
         4,
         longest,
     )
+    assert (scaling("ntk:2", 4).kind, scaling("ntk:2", 4).factor) == ("ntk", 8)
     dynamic = scaling("dynamic", 4)
     assert (dynamic.factor, dynamic.tokens) == (1, 4 * longest)
 

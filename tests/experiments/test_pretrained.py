@@ -51,8 +51,8 @@ def test_budgets_are_kept_and_used(method):
         index = dict(chosen.index)
         read = chosen.local_tokens()
         if chosen.kind == "b":
-            cost = pretrained.OPEN_COST if method == "bookmark" else index["C"]
-            read += index["A"] * cost
+            A = index["A"]
+            read += pretrained.open_cost(A) if method == "bookmark" else A * index["C"]
         assert budget - 64 < read <= budget
 
 
