@@ -1,14 +1,16 @@
 """How fast SmolLM2-135M reads and answers, dense and with bookmarks, at texts of its own 8,192 tokens and longer.
 
 Command: python -m experiments.pretrained_speed [--tokens=8192,32768,131072] [--kinds=bookmark,dense] [--route=flat]
-    [--piece=2048]
+    [--forwards=3] [--piece=2048]
 Hardware: one H100 or H200 (one cell run so far, a token a call)
 Output: experiments/results/pretrained_speed.json; cells measured before on the same device stay
 
 In bfloat16, with the index of configs/smollm2.py, whose digests are in bfloat16 too and searched by `--route` (chapters as
 `experiments.decode` makes them), and positions stretched by NTK, on tokens at random. `forward_tokens_per_s`: the parallel pass
 up to the last hidden states; `prefill_tokens_per_s`: reading into the cache, a piece at a time; `ms_per_token`: of `--steps`
-greedy tokens after the text, the median over calls that draw 8 each.
+greedy tokens after the text, the median over calls that draw 8 each. Reading and answering compile each layer for itself,
+minutes a cell: with JAX_COMPILATION_CACHE_DIR the cells, each a process beside the others, compile at once, and one process
+measures them after that.
 """
 
 import argparse
@@ -31,7 +33,6 @@ from configs import smollm2
 from experiments import decode, record
 
 CELL = ("device", "tokens", "kind", "route", "piece_tokens")
-FORWARDS = 3
 
 
 def open_model(kind: str, route: str, num_tokens: int):
@@ -63,8 +64,10 @@ def seconds(function) -> float:
     return time.perf_counter() - begin
 
 
-def forward_seconds(params, token_BT, model: model_settings.ModelSettings) -> float:
-    """Median time of the parallel pass."""
+def forward_seconds(
+    params, token_BT, model: model_settings.ModelSettings, times: int
+) -> float:
+    """Median time of the parallel pass, of so many."""
     position_BT = jnp.arange(token_BT.shape[1], dtype=jnp.int32)[None]
 
     @jax.jit
@@ -75,7 +78,7 @@ def forward_seconds(params, token_BT, model: model_settings.ModelSettings) -> fl
     token_BT = jnp.asarray(token_BT)
     jax.block_until_ready(forward(params, token_BT))
     return statistics.median(
-        seconds(lambda: forward(params, token_BT)) for _ in range(FORWARDS)
+        seconds(lambda: forward(params, token_BT)) for _ in range(times)
     )
 
 
@@ -85,7 +88,9 @@ def measure(num_tokens: int, kind: str, flags: argparse.Namespace) -> dict:
     model, params = open_model(kind, flags.route, num_tokens)
     random = np.random.default_rng(num_tokens)
     token_BT = random.integers(0, model.V, (1, num_tokens), np.int32)
-    forward = forward_seconds(params, token_BT, model)
+    rate = None
+    if flags.forwards:
+        rate = num_tokens / forward_seconds(params, token_BT, model, flags.forwards)
 
     room = decode_settings.CacheSettings(num_tokens + piece + steps, piece)
     cache = caches.empty(model, room, 1)
@@ -107,7 +112,7 @@ def measure(num_tokens: int, kind: str, flags: argparse.Namespace) -> dict:
         "kind": kind,
         "route": flags.route,
         "piece_tokens": piece,
-        "forward_tokens_per_s": num_tokens / forward,
+        "forward_tokens_per_s": rate,
         "prefill_tokens_per_s": (num_tokens - piece) / prefill,
         "ms_per_token": 1e3 * float(np.median(a_call)) / sampling.tokens_a_call,
         "cache_bytes": cache_bytes,
@@ -120,6 +125,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="8192,32768,131072")
     parser.add_argument("--kinds", default="bookmark,dense")
     parser.add_argument("--route", default="flat", help="flat, chapters or graph")
+    parser.add_argument("--forwards", type=int, default=3, help="0: none")
     parser.add_argument("--piece", type=int, default=2048, help="tokens read at once")
     parser.add_argument("--steps", type=int, default=32, help="tokens answered, over 8")
     flags = parser.parse_args()
