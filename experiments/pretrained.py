@@ -13,7 +13,7 @@ A budget is the most keys that a query may read, mean over the positions measure
 - quest: blocks of 16 by the bound that the channels' extremes give, each query head for itself (2406.10774).
 - nsa: blocks of 64 by mean key, one choice a key/value head by the sum of its heads' softmaxes (2502.11089, without its
   training); nsa16 the same with blocks of 16.
-- bookmark: blocks of 16 by 4 points each shortlist 96 (or 7 for each choice, if that is more), whose own keys decide;
+- bookmark: blocks of 16 by 8 points each shortlist 128 (or 7 for each choice, if that is more), whose own keys decide;
   chosen blocks stay open for 16 tokens.
 """
 
@@ -32,7 +32,7 @@ ALONE = {"open_tokens": 1, "query_pool": "heads"}
 MEAN = {"digest": "submeans", "R": 1, "chapter_R": 1} | ALONE
 CHOOSERS = {
     "bookmark": (
-        SMALL | {"query_block": 16, "R": 4, "query_pool": "heads"},
+        SMALL | {"query_block": 16, "R": 8, "query_pool": "heads"},
         False,
     ),
     "nsa": (LARGE | MEAN, False),
@@ -99,7 +99,7 @@ def swap_of(method: str, budget: int) -> swapped.Swap:
             choices -= 1
     index = {**index, "A": choices}
     if method == "bookmark":
-        index |= {"X": max(96, 7 * choices), "J": max(192, 12 * choices)}
+        index |= {"X": max(128, 7 * choices), "J": max(192, 12 * choices)}
     return swapped.Swap("b", per_head=per_head, index=tuple(index.items()))
 
 
