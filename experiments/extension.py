@@ -111,6 +111,8 @@ def draw(rows: list[dict], path) -> None:
                 for row in rows
                 if row["method"] == method and row["stretch"] in ("", stretch)
             ]
+            if not any(row["stretch"] == stretch for row in mine):
+                continue
             for panel, name in zip(axes, ("nats", "found")):
                 lengths = sorted({r["tokens"] for r in mine if r[name] is not None})
                 means = [
@@ -133,7 +135,8 @@ def draw(rows: list[dict], path) -> None:
     for panel, title in zip(axes, ("nats a token, second half", "passkeys found")):
         panel.set(xscale="log", xlabel="tokens", ylabel=title)
         panel.grid(alpha=0.3)
-        panel.legend()
+    lines = axes[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=150)
 
 
