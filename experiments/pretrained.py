@@ -97,12 +97,11 @@ def swap_of(method: str, budget: int) -> swapped.Swap:
     if method == "bookmark":
         while open_cost(choices) > room:
             choices -= 1
-    index = {**index, "A": choices}
-    if method == "bookmark":
-        index |= {
+        index = index | {
             "X": max(128, 7 * choices),
             "J": min(32 * (choices + 1), TOKENS // 16),
         }
+    index = index | {"A": choices}
     return swapped.Swap("b", per_head=per_head, index=tuple(index.items()))
 
 
