@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from bsa.decode import blocks, dense, kernel, pages, read, settings
 from bsa.decode import cache as caches
-from bsa.index import grow, learn, local, route, unite
+from bsa.index import grow, learn, local, pooled, route, unite
 from bsa.model import attention
 from bsa.model import settings as model_settings
 from pallas_kernels import selection, shapes
@@ -187,11 +187,14 @@ def _mix(sought, filter_CGK, memory, count_B, place_BT):
 def _choose(q_BTHK, k_BSGK, boundary, memory, count_B, place_BT, view, model):
     """The memory with bookmarks of new keys, and what the new tokens choose of the blocks that are kept."""
     index = grow.append_rows(memory.index, k_BSGK, count_B, model.index, boundary)
-    choice_BGTA, _ = route.search_blocks(
+    is_real_BT = jnp.arange(place_BT.shape[1]) < count_B[:, None]
+    choice_BGTA, _ = pooled.search_blocks(
         q_BTHK,
         memory.k,
         index.bookmarks,
         route.open_blocks(view(place_BT), model.index),
+        place_BT,
+        is_real_BT,
         model.index,
         scale=model.K**-0.5,
         read=blocks.read,
@@ -200,7 +203,6 @@ def _choose(q_BTHK, k_BSGK, boundary, memory, count_B, place_BT, view, model):
     kept = memory.pages
     if kept is not None:
         choice_BGTA = jnp.where(pages.slots(kept, choice_BGTA) < 0, -1, choice_BGTA)
-        is_real_BT = jnp.arange(place_BT.shape[1]) < count_B[:, None]
         kept = pages.touch(kept, choice_BGTA, place_BT, is_real_BT)
     known_BGTA = jnp.concatenate([memory.recent_BGTA, choice_BGTA], axis=2)
     recent_BGTA = read.slices(known_BGTA, count_B, memory.recent_BGTA.shape[2], axis=2)

@@ -23,10 +23,11 @@ SPARE_TOKENS = 4096
 DEFAULTS = (
     dataclasses.asdict(settings.SamplingSettings())
     | dataclasses.asdict(settings.CacheSettings(1))
-    | {"capacity_tokens": 0, "piece_tokens": 0}
+    | {"capacity_tokens": 0, "piece_tokens": 0, "granularity": "token"}
 )
-"""Fields of `settings.CacheSettings` and `settings.SamplingSettings`. A capacity of 0 is what text, question and answer
-need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits the device. Stop sequences are strings here."""
+"""Fields of `settings.CacheSettings` and `settings.SamplingSettings`, and `index.granularity` of reading. A capacity of 0 is
+what text, question and answer need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits the device. Stop sequences
+are strings here."""
 
 ACCELERATOR_PIECE_TOKENS = 16384
 """The search of a key/value head then has 128 thread blocks, about as many as a Hopper card has multiprocessors."""
@@ -42,6 +43,8 @@ class Request:
         save_cache: file for what was read, before the question; "": none.
         load_cache: such a file, of this text or of its beginning; "": none.
         page: HTML file of what the answer rests on; "": none.
+        granularity: of the choices by which text and question are read, see `configs/base.py`; a file of what was read is
+            asked about by the same.
     """
 
     text: bytes
@@ -49,6 +52,7 @@ class Request:
     save_cache: str
     load_cache: str
     page: str
+    granularity: str
     room: settings.CacheSettings
     sampling: settings.SamplingSettings
 
@@ -67,6 +71,7 @@ def prepare(prompt_file: str, options: dict, *, question: str, **paths) -> Reque
     names = [field.name for field in dataclasses.fields(settings.CacheSettings)]
     room = {name: options.pop(name) for name in names}
     options["stop"] = tuple(stop.encode() for stop in options["stop"])
+    granularity = options.pop("granularity")
     sampling = settings.SamplingSettings(**options)
     needed = len(text) + len(question.encode()) + sampling.max_tokens
     room["capacity_tokens"] = room["capacity_tokens"] or needed + SPARE_TOKENS
@@ -76,6 +81,7 @@ def prepare(prompt_file: str, options: dict, *, question: str, **paths) -> Reque
     return Request(
         text=text,
         question=question,
+        granularity=granularity,
         room=settings.CacheSettings(**room),
         sampling=sampling,
         **paths,
@@ -102,6 +108,8 @@ def run(params, model: model_settings.ModelSettings, request: Request) -> None:
         ValueError, OSError: input that cannot work.
     """
     text, sampling = request.text, request.sampling
+    index = dataclasses.replace(model.index, granularity=request.granularity)
+    model = dataclasses.replace(model, index=index)
     prompt = text + request.question.encode()
     # On no mesh: the fresh cache is on none, and a step that changed that would compile twice.
     params = jax.tree.map(jnp.asarray, jax.device_get(params))

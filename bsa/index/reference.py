@@ -78,7 +78,11 @@ def choose(
         k_SK: keys of that group.
         bookmarks: what `build` made of them.
     """
-    q_HK = np.asarray(q_THK, np.float64)[token] * scale
+    asking = range(token, token + 1)
+    if index.granularity == "block":
+        begin = token // index.query_block * index.query_block
+        asking = range(begin, min(begin + index.query_block, len(q_THK)))
+    q_HK = np.asarray(q_THK, np.float64)[asking].mean(0) * scale
     if index.query_pool == "mean":
         q_HK = q_HK.mean(0, keepdims=True)
     k_SK = np.asarray(k_SK, np.float64)
@@ -115,7 +119,7 @@ def choose(
     def afford(score, nodes):
         return _afford([score(0, n) for n in nodes], nodes, index)
 
-    candidates = open_blocks(token, start, window_tokens, index)
+    candidates = open_blocks(asking[0], start, window_tokens, index)
     window_low = candidates[-1] + 1 if candidates else 0
     num = index.X or index.A
     if index.route == "flat" or not candidates:

@@ -12,6 +12,7 @@ LINKED = ("means", "points")
 GROUPED = ("position", "cluster", "chain")
 STORES = ("float32", "bfloat16", "int8")
 PATTERNS = ("strided", "fixed", "random")
+GRANULARITIES = ("token", "block")
 ROUTES = ("flat", "chapters", "graph", *PATTERNS)
 
 
@@ -56,6 +57,7 @@ class IndexSettings:
     hops: int
     stride: int = 1
     spans: str = "alike"
+    granularity: str = "token"
 
     def __post_init__(self):
         self._check_choices()
@@ -123,6 +125,7 @@ class IndexSettings:
             ("chapter_by", GROUPED),
             ("similarity", SIMILARITIES),
             ("link_by", LINKED),
+            ("granularity", GRANULARITIES),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(

@@ -17,6 +17,7 @@ from bsa.index import (
     link,
     local,
     metrics,
+    pooled,
     precision,
     route,
     settings,
@@ -63,13 +64,11 @@ def choose(
     """Builds the index, routes each token, and unites what it chose with what it reads anyway.
 
     Args:
-        implementation, noise: as in `route.search_blocks`.
-        boundary: what finds learned spans.
+        implementation, noise, boundary: as in `route.search_blocks`; and what finds learned spans.
     Returns:
-        count_BGM, how many tokens chose each bookmark, scored_BGT of `route.search`, and a `turn.Learned` or None; the
-        lists; and refused_BGQ of `unite.unite`.
+        count_BGM (tokens that chose each bookmark), scored_BGT, a `turn.Learned` or None; the lists; `unite`'s refused_BGQ.
     Raises:
-        ValueError: shards are not whole blocks, heads do not divide, or the exact step is asked for across shards.
+        ValueError: shards are not whole blocks, heads do not divide, the exact step is asked for across shards, or query blocks choose.
     """
     S = shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, low_BT=view.low_BT)["S"]
     devices = placement.context
@@ -110,6 +109,7 @@ def choose(
         learned = span.learned(bookmarks.spans, index)
         return (count_BGM, scored_BGT, learned), lists, refused_BGQ
 
+    pooled.refuse(index)
     _check_blocks(S, index, devices)
     more = None if noise is None else noise[0], boundary
     axes_of_more = jax.tree.map(lambda x: "BGT" if x is more[0] else "GKK", more)

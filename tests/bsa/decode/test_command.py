@@ -58,6 +58,23 @@ def test_a_saved_book_gives_the_same_answers(ask, book, tmp_path):
         ask(load_cache=saved)
 
 
+def test_a_book_read_by_query_blocks_is_the_same_in_any_whole_pieces(ask, tmp_path):
+    saved, answers = [tmp_path / f"{name}.npz" for name in "ab"], []
+    for path, piece in zip(saved, (64, 32)):
+        options = OPTIONS | {"granularity": "block", "piece_tokens": piece}
+        answers.append(ask(options=options, save_cache=path))
+    assert answers[0] == answers[1]
+    with np.load(saved[0]) as ours, np.load(saved[1]) as theirs:
+        chosen = [x for x in ours.files if "recent" in x]
+        assert chosen
+        for name in chosen:
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    with pytest.raises(ValueError, match=r"a\.npz is the cache of another model"):
+        ask(load_cache=saved[0])
+    with pytest.raises(ValueError, match="granularity='page' is not one of token"):
+        ask(options=OPTIONS | {"granularity": "page"})
+
+
 def test_an_interrupted_reading_goes_on(ask, tmp_path):
     """Ctrl-C after the first piece keeps that piece; nothing of the answer differs in the end."""
 
