@@ -79,6 +79,7 @@ def measure(tokens, kind, arguments):
         tokens + arguments.steps + 1, arguments.piece, arguments.store
     )
     params = decoder.init(jax.random.key(0), model)
+    model = model.read_by(arguments.granularity)
     cache = caches.empty(model, room, 1)
     random, rate = np.random.default_rng(tokens), None
     if kind == "dense":
@@ -113,6 +114,7 @@ def measure(tokens, kind, arguments):
         "store": arguments.store,
         "pattern": arguments.pattern,
         "route": arguments.route,
+        "granularity": arguments.granularity,
         "batch": arguments.batch,
         "piece": arguments.piece if kind == "bookmark" else None,
         "prefill_tokens_per_s": rate,
@@ -158,6 +160,9 @@ def parse():
     parser.add_argument("--kinds", default="bookmark,dense")
     parser.add_argument("--pattern", default="wwwb")
     parser.add_argument("--route", default="chapters", help="flat, chapters or graph")
+    parser.add_argument(
+        "--granularity", default="token", help="of reading: token or block"
+    )
     parser.add_argument("--store", default="model", help="model or int8")
     parser.add_argument("--batch", type=int, default=1, help="rows")
     parser.add_argument("--piece", type=int, default=1024, help="tokens read at once")
@@ -180,6 +185,7 @@ def main():
     cells = (
         *("device", "tokens", "kind", "store", "pattern", "route", "batch"),
         "tokens_a_call",
+        "granularity",
     )
     for tokens in sizes:
         for kind in kinds:

@@ -108,8 +108,7 @@ def run(params, model: model_settings.ModelSettings, request: Request) -> None:
         ValueError, OSError: input that cannot work.
     """
     text, sampling = request.text, request.sampling
-    index = dataclasses.replace(model.index, granularity=request.granularity)
-    model = dataclasses.replace(model, index=index)
+    model = model.read_by(request.granularity)
     prompt = text + request.question.encode()
     # On no mesh: the fresh cache is on none, and a step that changed that would compile twice.
     params = jax.tree.map(jnp.asarray, jax.device_get(params))

@@ -168,3 +168,8 @@ class ModelSettings:
     def is_biased(self) -> bool:
         """Whether bookmark layers add something to the logits of chosen blocks."""
         return bool(self.score_weight or self.mass_weight)
+
+    def read_by(self, granularity: str) -> "ModelSettings":
+        """The same model, for reading prompts by another `index.granularity`."""
+        index = dataclasses.replace(self.index, granularity=granularity)
+        return dataclasses.replace(self, index=index)
