@@ -38,9 +38,13 @@ def main() -> None:
     model = swapped.Model(opened)
     token_T = model.tokens(flags.text, flags.tokens)
     swap = pretrained.swap_of("bookmark", flags.budget)
-    missed_LG = measure_missed(model, token_T, swap)
+    missed_LG, overlap_L = measure_missed(model, token_T, swap)
     for layer, missed_G in enumerate(missed_LG):
-        print(f"layer {layer:3}  missed", *(f"{missed:.4f}" for missed in missed_G))
+        print(
+            f"layer {layer:3}  missed",
+            *(f"{missed:.4f}" for missed in missed_G),
+            f" chosen as by the layer before {overlap_L[layer]:.4f}",
+        )
     trained = opened.architecture.layers
     order = np.argsort(-missed_LG.mean(1), kind="stable").tolist()
 
@@ -59,6 +63,7 @@ def main() -> None:
     rows = [
         whole
         | {"layer": layer, "group": group, "missed_mass": float(missed)}
+        | {"overlap": float(overlap_L[layer])}
         | {"kept": layer in kept}
         for (layer, group), missed in np.ndenumerate(missed_LG)
     ]
@@ -69,15 +74,22 @@ def main() -> None:
 
 def measure_missed(
     model: swapped.Model, token_T: np.ndarray, swap: swapped.Swap
-) -> np.ndarray:
-    """Share of dense attention that lies on blocks that a token would not read: [L, G], of tokens of the second half."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """How layers would read, by tokens of the second half.
+
+    Returns:
+        missed_LG: share of dense attention that lies on blocks that a token would not read.
+        overlap_L: `metrics.overlap` of a layer's choices with those of the layer before it, 0 for the first.
+    """
     dense, sparse = (
         model.settings(each, len(token_T) - 1) for each in (swapped.Swap("d"), swap)
     )
     params = parameters.arrange(model.loaded, dense.pattern)
     token_BT = jnp.asarray(token_T)[None, :-1]
     with jax.default_matmul_precision("highest"):
-        return np.asarray(_missed(params, token_BT, dense, sparse))
+        missed_LG, choice_LBGTA = _missed(params, token_BT, dense, sparse)
+    overlaps = jax.vmap(metrics.overlap)(choice_LBGTA[:-1], choice_LBGTA[1:])
+    return np.asarray(missed_LG), np.append(0, overlaps)
 
 
 @functools.partial(jax.jit, static_argnames=("dense", "sparse"))
@@ -117,7 +129,8 @@ def _missed(params, token_BT, dense, sparse):
         mask_BGTJ = lists.token_mask_BGQJ[:, :, block]
         reads = (mask_BGTJ >> bit.astype(jnp.uint32)[:, None]) & 1 == 1
         mass_BGTJ = jnp.take_along_axis(mass_BGTN, jnp.maximum(id_BGTJ, 0), axis=-1)
-        return 1 - jnp.where(reads, mass_BGTJ, 0).sum(-1).mean((0, 2))
+        missed_G = 1 - jnp.where(reads, mass_BGTJ, 0).sum(-1).mean((0, 2))
+        return missed_G, choice_BGTA[:, :, place_T]
 
     return jax.lax.map(of_layer, (q_LBTHK, k_LBSGK))
 

@@ -39,6 +39,7 @@ COLUMNS = (
     "recall_of_flat",
     "share_scored",
     "share_proven",
+    "neighbour_overlap",
 )
 
 
@@ -118,7 +119,9 @@ def measure(q_THK, k_TGK, flags) -> list[dict]:
         proven_BGT = certificate.prove(
             q_BTHK[:, token_id_T], bookmarks, (low_BT, high_BT), index, scale=scale
         )
-        return *found, metrics.share_proven(proven_BGT, low_BT, high_BT)
+        proven = metrics.share_proven(proven_BGT, low_BT, high_BT)
+        links = bookmarks.links
+        return *found, proven, 0 if links is None else metrics.most_children(links)
 
     rows, flat = [], {}
     for digest, (name, similarity) in itertools.product(
@@ -135,7 +138,7 @@ def measure(q_THK, k_TGK, flags) -> list[dict]:
             hops=1,
             **links,
         )
-        choice_BGTA, scored_BGT, proven = choose(index=index)
+        choice_BGTA, scored_BGT, proven, in_degree = choose(index=index)
         flat.setdefault(digest, choice_BGTA)
         caught, oracle, open_share = metrics.mass_caught(
             mass_BGTN, choice_BGTA[:, :, token_id_T], low_BT, high_BT
@@ -154,6 +157,8 @@ def measure(q_THK, k_TGK, flags) -> list[dict]:
                 "recall_of_flat": float(metrics.recall(choice_BGTA, flat[digest])),
                 "share_scored": float(metrics.share_scored(scored_BGT, view)),
                 "share_proven": float(proven),
+                "neighbour_overlap": float(metrics.neighbour_overlap(choice_BGTA)),
+                "most_children": int(in_degree),
             }
         )
     return rows

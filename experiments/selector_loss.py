@@ -145,7 +145,7 @@ def measure(
         by_layer: whether layers whose lists miss more of their dense attention choose more; the mean stays.
     """
     if by_layer:
-        missed_L = calibrate.measure_missed(model, token_T, swap).mean(1)
+        missed_L = calibrate.measure_missed(model, token_T, swap)[0].mean(1)
         found = model.measure_layers(
             token_T, swap, share(missed_L, dict(swap.index)["A"])
         )

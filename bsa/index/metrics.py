@@ -107,11 +107,16 @@ def share_proven(proven_BGT, low_BT, high_BT):
 
 
 def neighbour_overlap(choice_BGTA):
-    """Blocks that two tokens in a row both chose, per block that either chose; the mean over pairs that chose any."""
+    """`overlap` of tokens with those right after them."""
+    return overlap(choice_BGTA[:, :, :-1], choice_BGTA[:, :, 1:])
+
+
+def overlap(choice_BGTA, other_BGTA):
+    """Blocks that a token chose both times, in two layers, say, per block that it chose at all; the mean over those with any."""
     shapes.check(choice_BGTA=choice_BGTA)
-    before, after = choice_BGTA[:, :, :-1], choice_BGTA[:, :, 1:]
-    both = ((before[..., None] == after[..., None, :]).any(-1) & (before >= 0)).sum(-1)
-    either = (before >= 0).sum(-1) + (after >= 0).sum(-1) - both
+    is_both = (choice_BGTA[..., None] == other_BGTA[..., None, :]).any(-1)
+    both = (is_both & (choice_BGTA >= 0)).sum(-1)
+    either = (choice_BGTA >= 0).sum(-1) + (other_BGTA >= 0).sum(-1) - both
     share = both / jnp.maximum(either, 1)
     return share.sum() / jnp.maximum((either > 0).sum(), 1)
 

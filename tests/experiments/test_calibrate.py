@@ -22,14 +22,18 @@ def model(tmp_path_factory):
 
 def test_missed_mass_falls_with_the_budget(model):
     token_T = np.random.default_rng(0).integers(0, 32, T + 1)
-    missed = []
+    found = []
     for choices in (1, 4, 16):
         knobs = tuple((INDEX | {"A": choices}).items())
         swap = swapped.Swap("b", window_tokens=8, index=knobs)
-        missed.append(calibrate.measure_missed(model, token_T, swap))
+        found.append(calibrate.measure_missed(model, token_T, swap))
+    missed, overlap = zip(*found)
     assert missed[0].shape == (2, 2)
     assert (missed[0] > missed[1]).all() and (missed[1] > 0.001).all()
     np.testing.assert_allclose(missed[2], 0, atol=1e-5)
+    assert 0 < overlap[0][1] < overlap[1][1] < overlap[2][1] == 1, (
+        "all that is open is chosen by both layers"
+    )
 
 
 def test_layers_of_several_kinds_are_measured_together(model):

@@ -28,6 +28,7 @@ def test_recall_and_overlap():
     assert metrics.recall(choice_BGTA, jnp.full_like(choice_BGTA, -1)) == 1
     overlap = metrics.neighbour_overlap(choice_BGTA)
     assert np.isclose(overlap, (1 / 2 + 0 + 0) / 3)
+    assert metrics.overlap(choice_BGTA, choice_BGTA[..., ::-1]) == 1
 
 
 def test_share_scored():
