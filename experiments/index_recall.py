@@ -66,14 +66,20 @@ def main() -> None:
     draw(rows, flags.results / "index_recall.png")
 
 
-def trained_keys(config: str, workdir: pathlib.Path) -> dict:
-    """q_THK and k_TGK, float16, of the last bookmark layer on the first held-out row, and text_T, its bytes."""
+def trained(config: str, workdir: pathlib.Path) -> tuple[settings.RunSettings, dict]:
+    """The run that a file of configs/ describes, and its newest parameters."""
     spec = importlib.util.spec_from_file_location("config", config)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     run = settings.from_config(module.get_config())
     mesh = meshes.make_mesh(run.mesh)
     params, _ = loop.restore_params(run, mesh, workdir.absolute())
+    return run, params
+
+
+def trained_keys(config: str, workdir: pathlib.Path) -> dict:
+    """q_THK and k_TGK, float16, of the last bookmark layer on the first held-out row, and text_T, its bytes."""
+    run, params = trained(config, workdir)
     corpus = sources.open_corpus(run.data)
     batch = next(iter(pipeline.heldout_batches(corpus, run.data, 1)))
     inputs = (batch[name][:1] for name in ("token_BT", "segment_id_BT", "position_BT"))
