@@ -42,6 +42,7 @@ SETTINGS = (
     Setting(64, 64, K=64, S=1023, biased=True),
     Setting(64, 128, J=4, K=256, H=2, G=1),
     Setting(32, 16, masked=True, J=40, softcap=20.0),
+    Setting(32, 128, masked=True, J=5, softcap=20.0),
     Setting(32, 32, K=80, H=6, masked=True, dtype="float16"),
     Setting(16, 16, masked=True, J=40, segments=3),
     Setting(16, 16, masked=True, biased=True, segments=2, H=8, S=640),

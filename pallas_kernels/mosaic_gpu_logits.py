@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import mosaic_gpu_plan
+from pallas_kernels import mosaic_gpu_exact, mosaic_gpu_plan
 
 PART = mosaic_gpu_plan.PART
 FAR = 2**30
@@ -104,8 +104,12 @@ def score(plan, s, ids, with_slope=False):
     if plan.score_mod is None:
         return s, None
     if not with_slope:
-        return plan.score_mod(s, *ids), None
-    return jax.jvp(lambda s: plan.score_mod(s, *ids), (s,), (jnp.ones_like(s),))
+        return mosaic_gpu_exact.refine(plan.score_mod)(s, *ids), None
+
+    def mod(s, *ids):
+        return jax.jvp(lambda s: plan.score_mod(s, *ids), (s,), (jnp.ones_like(s),))
+
+    return mosaic_gpu_exact.refine(mod)(s, *ids)
 
 
 def weigh(plan, inputs, shared, task, tile, s, with_slope=False):
