@@ -1,15 +1,16 @@
 """How building an index and routing through it grow with the text.
 
-Command: python -m experiments.index_scaling [--tokens=16384,65536] [--routes=flat,chapters,graph] [--routed=1024]
+Command: python -m experiments.index_scaling [--tokens=16384,65536] [--routes=flat,chapters,graph] [--routed=1024] [--coarsest=2048]
 Hardware: any; the records say which
 Output: experiments/results/index_scaling.json and .png; lengths and routes measured before on the same device stay
 
 Keys are clustered and come in runs, as topics do; the queries of 64 neighbours are the key of one place anywhere before,
 each with noise of its own. Every token could choose 8 blocks of 16 from all that are closed; to save time only `routed`
 do, stretches of 128 evenly spread over the text, and `route_ms` is the time that all tokens would take. On a GPU points
-are bfloat16, and many tokens must be routed to fill it: 32,768. Times are the best of three after compilation. `recall`
-is the share of the flat float32 route's blocks that a route finds, and `share_scored` what it compared with, chapters
-counted as bookmarks, on the last 256 of the routed tokens.
+are bfloat16, and many tokens must be routed, to fill it, and because what a search prepares of the whole index counts
+tokens / `routed` times: 1,048,576. Times are the best of three after compilation. `recall` is the share of the flat
+float32 route's blocks that a route finds, and `share_scored` what it compared with, chapters counted as bookmarks, on
+the last 256 of the routed tokens.
 """
 
 import argparse
@@ -33,11 +34,12 @@ K, QUERY_HEADS, RUN_BLOCKS, BLOCKS_PER_TOPIC = 64, 2, 4, 64
 STRETCH = 128
 """Consecutive tokens that are routed: a thread block's."""
 COARSEST = 2048
-"""Levels are added until there are at most this many of the coarsest chapters, all of which a query is compared with."""
 
 
-def settings_for(route_name, tokens):
-    """The default index with one route; as many levels as the text asks for."""
+def settings_for(route_name, tokens, coarsest=COARSEST):
+    """The default index with one route; levels are added until there are at most `coarsest` of the coarsest chapters, all
+    of which a query is compared with.
+    """
     index = dataclasses.replace(
         settings.from_config(base.get_config()).model.index,
         route=route_name,
@@ -49,7 +51,7 @@ def settings_for(route_name, tokens):
         frontier=64,
     )
     num, levels = tokens // index.C // index.chapter_bookmarks, 1
-    while num > COARSEST:
+    while num > coarsest:
         num, levels = num // index.chapter_bookmarks, levels + 1
     return dataclasses.replace(index, chapter_levels=levels)
 
@@ -89,7 +91,7 @@ def timed(function, *arguments):
     return result, 1000 * best
 
 
-def measure(tokens, route_names, routed_tokens):
+def measure(tokens, route_names, routed_tokens, coarsest):
     """Records of one length."""
     flat, token_id_T = settings_for("flat", tokens), stretches(tokens, routed_tokens)
     q_BTHK, k_BSGK = clustered(tokens, flat.C, token_id_T, STRETCH // 2)
@@ -122,7 +124,7 @@ def measure(tokens, route_names, routed_tokens):
     wanted, _ = search(pick(q_BTHK), make(k_BSGK, flat), late_view, index=flat)
     store = "bfloat16" if jax.default_backend() == "gpu" else flat.store
     for name in route_names:
-        index = dataclasses.replace(settings_for(name, tokens), store=store)
+        index = dataclasses.replace(settings_for(name, tokens, coarsest), store=store)
         bookmarks, build_ms = timed(make, k_BSGK, index)
         routed, route_ms = timed(
             functools.partial(search, index=index), q_BTHK, bookmarks, view
@@ -191,11 +193,12 @@ def main():
     parser.add_argument("--tokens", default="16384,65536,131072,262144,524288,1048576")
     parser.add_argument("--routes", default="flat,chapters,graph")
     parser.add_argument("--routed", type=int, default=1024)
+    parser.add_argument("--coarsest", type=int, default=COARSEST)
     arguments = parser.parse_args()
     origin, cell = provenance.provenance(), ("device", "tokens", "route")
     routes = arguments.routes.split(",")
     for tokens in map(int, arguments.tokens.split(",")):
-        for row in measure(tokens, routes, arguments.routed):
+        for row in measure(tokens, routes, arguments.routed, arguments.coarsest):
             print(row, flush=True)
             record.merge("index_scaling", origin, row, cell)
     records = record.read("index_scaling")["records"]
