@@ -6,7 +6,7 @@ Command: python -m bsa.main --config=configs/small.py:bookmark --workdir=runs/sm
     bookmarks from the first step, the loss falls to copying 100 steps later).
 Hardware: one H100
 Expected: 3 minutes of training for bookmark and window, 5 in all; bookmark 0.752 and window 0.791 held-out bits per
-    byte, passkeys as in the README (2026-11-22, commit 8803685)
+    byte, passkeys as in experiments/RESULTS.md (2026-11-22, commit 8803685)
 """
 
 from configs import base

@@ -1,4 +1,4 @@
-"""Result files of `bench_kernels` to one: kernels_h100.json, the figure beside it, and the README's tables.
+"""Result files of `bench_kernels` to one: kernels_h100.json, the figure beside it, and RESULTS.md's tables.
 
 Command: python -m experiments.bench_report [FILE.json ...]
 
@@ -94,7 +94,7 @@ def _good(records, part):
 
 
 def tables(result):
-    """The README's tables of a result file; a part that was not measured has none, and no records give nothing."""
+    """The tables of a result file; a part that was not measured has none, and no records give nothing."""
     records = result["records"]
     parts = (_rate_table, _layer_table, _nsa_table, _decode_table)
     found = [text for make in parts if (text := make(records))]

@@ -1,4 +1,4 @@
-"""Writes the README's tables from `experiments/results`, between the comments that name them.
+"""Writes the tables of README.md and RESULTS.md from `experiments/results`, between the comments that name them.
 
 Command: python -m experiments.tables [--check]
 """
@@ -6,9 +6,10 @@ Command: python -m experiments.tables [--check]
 import pathlib
 import sys
 
-from experiments import bench_report, quality_report, record
+from experiments import bench_report, glance, quality_report, record
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+HERE = pathlib.Path(__file__).parent
+FILES = (HERE.parent / "README.md", HERE / "RESULTS.md")
 
 
 def small() -> str:
@@ -192,6 +193,7 @@ def passkeys() -> str:
 
 PRETRAINED_BUDGET = 832
 TABLES = {
+    "glance": glance.table,
     "small": small,
     "recall": recall,
     "hops": hops,
@@ -207,24 +209,31 @@ TABLES = {
 
 
 def filled(text: str) -> str:
-    """The README's text with every table made anew."""
-    for name, make in TABLES.items():
-        begin, end = f"<!-- table:{name} -->", f"<!-- end:{name} -->"
-        before, has_begin, rest = text.partition(begin)
-        _, has_end, after = rest.partition(end)
-        if not has_begin or not has_end:
-            raise ValueError(f"README.md lacks the comments {begin} and {end}")
-        text = f"{before}{begin}\n{make()}\n{end}{after}"
-    return text
+    """A text with the table that follows each of its comments made anew.
+
+    Raises:
+        ValueError: a comment names no table, or its end is missing.
+    """
+    before, *parts = text.split("<!-- table:")
+    made = [before]
+    for part in parts:
+        name, _, rest = part.partition(" -->")
+        _, has_end, after = rest.partition(f"<!-- end:{name} -->")
+        if name not in TABLES or not has_end:
+            raise ValueError(f"table:{name} is not known, or has no end:{name}")
+        made.append(f"{name} -->\n{TABLES[name]()}\n<!-- end:{name} -->{after}")
+    return "<!-- table:".join(made)
 
 
 def main() -> None:
-    """Rewrites the README, or with --check only says whether it is up to date."""
-    old = README.read_text(encoding="utf-8")
-    new = filled(old)
-    if sys.argv[1:] == ["--check"]:
-        sys.exit(f"README.md is not what {__spec__.name} writes" if new != old else 0)
-    README.write_text(new, encoding="utf-8")
+    """Rewrites the files, or with --check only says whether they are up to date."""
+    for file in FILES:
+        old = file.read_text(encoding="utf-8")
+        new = filled(old)
+        if sys.argv[1:] != ["--check"]:
+            file.write_text(new, encoding="utf-8")
+        elif new != old:
+            sys.exit(f"{file.name} is not what {__spec__.name} writes")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the README shows works, and what it states comes from the result files."""
+"""What the README shows works, and what it and RESULTS.md state comes from the result files."""
 
 import pathlib
 import re

@@ -1,0 +1,135 @@
+"""The README's one table: what the results say in a line each, with what stands beside it. Called by `tables`."""
+
+import statistics
+
+from experiments import record
+
+
+def table() -> str:
+    """A row for each claim; its command stands in RESULTS.md under the table of the same results."""
+    lines = ["| what | bookmarks | beside it | on |", "|---|---|---|---|"]
+    for what, ours, others, device in (
+        _text(),
+        _recall(),
+        _pretrained(),
+        _passkeys(),
+        _kernel(),
+        _layer(),
+        _training(),
+        _reading(),
+    ):
+        lines.append(f"| {what} | {ours} | {others} | {device} |")
+    return "\n".join(lines)
+
+
+def _rows(name, **wanted):
+    """Records of a result file with these values."""
+    rows = record.read(name)["records"]
+    return [row for row in rows if wanted.items() <= row.items()]
+
+
+def _score(method, **wanted):
+    """Mean over seeds of a method of `experiments.quality`."""
+    rows = _rows("quality", method=method, **wanted)
+    return f"{statistics.mean(row['score'] for row in rows):.3f}"
+
+
+def _read(**wanted):
+    """Attended tokens of bookmarks and of dense attention, means over layers."""
+    bookmark, dense = (
+        _rows("quality", method=name, **wanted)[0]["attended_tokens"]
+        for name in ("bookmark", "dense")
+    )
+    return f"{bookmark:,.0f} of {dense:,.0f} tokens read"
+
+
+def _beside(values):
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _short(device):
+    return device.removeprefix("1 x ").removeprefix("NVIDIA ").split()[0]
+
+
+def _text():
+    where = {"suite": "lm", "task": "bits_per_byte", "length": 32768}
+    others = {name: _score(name, **where) for name in ("dense", "mean_key", "window")}
+    what = f"bits a byte of 32,768-byte rows, trained on 8,192, {_read(**where)}"
+    [device] = {row["device"] for row in _rows("quality", method="bookmark", **where)}
+    return what, _score("bookmark", **where), _beside(others), _short(device)
+
+
+def _recall():
+    where = {"suite": "mqar", "task": "mqar num_pairs=256", "length": 1024}
+    others = {name: _score(name, **where) for name in ("dense", "mean_key", "window")}
+    what = f"recall of 256 pairs, {_read(**where)}"
+    device = _rows("quality", method="bookmark", **where)[0]["device"]
+    return what, _score("bookmark", **where), _beside(others), _short(device)
+
+
+def _pretrained():
+    budget, text = 832, "set.mm"
+    [dense] = _rows("pretrained", text=text, method="dense")
+
+    def over(method):
+        [row] = _rows("pretrained", text=text, method=method, budget=budget)
+        return f"+{row['nats'] / dense['nats'] - 1:.1%}"
+
+    names = {"nsa": "mean key of 64", "nsa16": "of 16", "window": "window"}
+    others = {shown: over(name) for name, shown in names.items()}
+    what = f"nats over dense, SmolLM2-135M untrained, {budget} tokens, {text}"
+    [row] = _rows("pretrained", text=text, method="bookmark", budget=budget)
+    return what, over("bookmark"), _beside(others), _short(row["device"])
+
+
+def _passkeys():
+    where = {"tokens": 131072, "store": "model", "trained_steps": 4500}
+
+    def found(kind):
+        rows = _rows("passkey_long", kind=kind, **where)
+        return f"{statistics.mean(row['accuracy'] for row in rows):.0%}"
+
+    what = "passkeys in 131,072 tokens, all depths, trained on 8,192"
+    device = _rows("passkey_long", kind="bookmark", **where)[0]["device"]
+    return what, found("bookmark"), f"window {found('window')}", _short(device)
+
+
+def _kernel():
+    where = {"part": "time", "case": "128x128", "length": 131072, "pass": "forward"}
+    [ours] = _rows("kernels_h100", implementation="mosaic_gpu", **where)
+    [flex] = _rows("kernels_h100", implementation="flex", **where)
+    what = "block-sparse forward at 131,072 tokens, TFLOP/s of listed tiles"
+    others = {
+        "cuDNN dense": f"{ours['tflops'] / ours['of_cudnn']:.0f}",
+        "FlexAttention": f"{flex['tflops']:.0f}",
+    }
+    return what, f"{ours['tflops']:.0f}", _beside(others), _short(ours["device"])
+
+
+def _layer():
+    where = {"part": "end_to_end", "length": 2**20, "pass": "forward"}
+    [ours] = _rows("kernels_h100", implementation="mosaic_gpu", **where)
+    [dense] = _rows("kernels_h100", implementation="cudnn", **where)
+    what = "a layer of 1,048,576 tokens: index, route, attend"
+    others = f"cuDNN dense {dense['ms']:,.0f} ms"
+    return what, f"{ours['ms']:.0f} ms", others, _short(ours["device"])
+
+
+def _training():
+    rows = _rows("train_1m", tokens=2**20, kind="bookmark")
+    row = max(rows, key=lambda row: row["tokens_per_s"])
+    what = "training, 28M parameters, rows of 1,048,576 tokens"
+    ours = (
+        f"{row['tokens_per_s'] / 1e6:.2f}M tokens/s, {row['peak_bytes'] / 1e9:.0f} GB"
+    )
+    [dense] = _rows("train_1m", kind="dense")
+    others = f"dense {dense['tokens_per_s']:,.0f} tokens/s, rows of {dense['tokens']:,}, {_short(dense['device'])}"
+    return what, ours, others, _short(row["device"])
+
+
+def _reading():
+    rows = _rows("decode", tokens=10 * 2**20, kind="bookmark")
+    row = max(rows, key=lambda row: row["prefill_tokens_per_s"])
+    what = "reading 10,485,760 tokens, then answering"
+    ours = f"{row['prefill_tokens_per_s'] / 1e6:.2f}M tokens/s, {row['ms_per_token']:.2f} ms a token"
+    return what, ours, "", _short(row["device"])
