@@ -1,4 +1,4 @@
-"""The synthetic tasks by name, and batches of them. Every number of a task can be set: `TASKS["mqar"](num_pairs=64)`.
+"""The tasks by name, and batches of them. Every number of a task can be set: `TASKS["mqar"](num_pairs=64)`.
 
 Batches are those of `pipeline`, with the weight on what is asked; it sums to 1 in every row, so that tasks which ask for
 little are not drowned by those that ask everywhere.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import grain
 import numpy as np
 
-from bsa.tasks import chains, counts, example, listops, needles, recall
+from bsa.tasks import chains, citations, counts, example, listops, needles, recall
 
 TASKS: dict[str, Callable[..., example.Task]] = {
     "mqar": recall.Mqar,
@@ -32,6 +32,7 @@ TASKS: dict[str, Callable[..., example.Task]] = {
     "common_words": counts.CommonWords,
     "frequent_words": counts.FrequentWords,
     "listops": listops.ListOps,
+    "setmm_recall": citations.Citations,
 }
 
 _TRAINING, _TESTING = 1, 2

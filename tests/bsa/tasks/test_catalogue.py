@@ -48,7 +48,8 @@ def draw(name, options, num_tokens, seed=0):
 
 
 def test_every_task_has_a_case():
-    assert {name for name, _, _ in CASES} == set(catalogue.TASKS)
+    """But for the one that reads a real text, see `test_citations`."""
+    assert {name for name, _, _ in CASES} == set(catalogue.TASKS) - {"setmm_recall"}
 
 
 @each_case
