@@ -4,7 +4,12 @@ A method is a change of knobs (`experiments/quality_methods.py`). All methods of
 `indexer` has up to 3% more, `nsa` up to 0.1%. The means that `nsa` reads of all blocks are counted as attended tokens.
 """
 
-from experiments import quality_ablations, quality_methods, quality_parts
+from experiments import (
+    quality_ablations,
+    quality_methods,
+    quality_parts,
+    quality_texts,
+)
 
 _knobs, _layers = quality_methods.knobs, quality_methods.layers
 _selectors, _patterns = quality_methods.selectors, quality_methods.patterns
@@ -217,34 +222,6 @@ HOPS_SMALL = quality_parts.Suite(
 )
 
 
-# Text: configs/small.py's layers at two thirds of its width, with twice the choices: a bookmark layer reads at most an eighth
-# of 8K tokens. All begin as windows, as there. 66M bytes a cell; the score is bits per byte, less is better.
-_LOCAL = (256, 256, 256)
-_WIDE = (*_LOCAL, 1024)
-LM = quality_parts.Suite(
-    base={
-        **_knobs("model", D=256, H=4, G=2, K=64, F=704, L=8, remat="none"),
-        **_knobs("index", A=8, J=128),
-        **_knobs("data", B=8, T=8192),
-        **_knobs("train", steps=1000, learning_rate=2e-3, warmup_steps=100),
-        **_knobs("train", start_steps=150, start_pattern="wwww"),
-        **_knobs("train", start_window_tokens=_WIDE),
-    },
-    methods={
-        "dense": _layers("wwwd", (*_LOCAL, 256)),
-        "window": _layers("wwww", _WIDE, "rrrr"),
-        **_selectors(_layers("wwwb", (*_LOCAL, 256)), A=8),
-        "bookmark_rope": _layers("wwwb", (*_LOCAL, 256), "rrrr"),
-        **_learned(_layers("wwwb", (*_LOCAL, 256)), "wwwd", 100),
-    },
-    train=[quality_parts.Part("text", 8192)],
-    tests=[
-        quality_parts.Part("text", 8192, samples=32),
-        quality_parts.Part("text", 32768, samples=8),
-    ],
-)
-
-
 # Seconds on two CPU cores: one token among noise, asked for up to 63 tokens later. Bookmarks reach it anywhere; the two
 # layers of windows, which read as many tokens, some 47 back.
 SMOKE = quality_parts.Suite(
@@ -276,7 +253,7 @@ SUITES = {
     "mqar_small": MQAR_SMALL,
     "hops": HOPS,
     "hops_small": HOPS_SMALL,
-    "lm": LM,
+    "lm": quality_texts.LM,
     "rot": ROT,
     "ablations": quality_ablations.KNOBS,
     "scaling": quality_ablations.SCALING,
