@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", type=_split, help="only these")
     parser.add_argument("--seeds", type=_split, help="only these")
     parser.add_argument("--steps", type=int, help="of training, not the suite's own")
-    parser.add_argument("--source", default="stdlib", help="text of suites that read")
+    parser.add_argument("--source", help="text to learn, not the suite's own")
     parser.add_argument("--workdir", type=pathlib.Path, default="runs/quality")
     parser.add_argument("--results", type=pathlib.Path, default=record.RESULTS)
     parser.add_argument(
@@ -99,7 +99,7 @@ def size(cell: quality_cell.Cell, run: settings.RunSettings) -> str:
 
 
 def missing_cells(
-    wanted: list[quality_cell.Cell], workdir: pathlib.Path, source: str
+    wanted: list[quality_cell.Cell], workdir: pathlib.Path, source: str | None
 ) -> list[quality_cell.Cell]:
     """Those that are not in the workdir, or not with all of their tests.
 
@@ -118,7 +118,9 @@ def missing_cells(
     return missing
 
 
-def write_cell(cell: quality_cell.Cell, workdir: pathlib.Path, source: str) -> None:
+def write_cell(
+    cell: quality_cell.Cell, workdir: pathlib.Path, source: str | None
+) -> None:
     """Trains and tests a cell, or goes on with one: parameters are kept, and every test as soon as it is done."""
     path, run = cell.path(workdir), cell.run(source)
     mesh = meshes.make_mesh(run.mesh)

@@ -47,15 +47,15 @@ class Cell:
         return quality_suites.SUITES[self.suite]
 
     def run(
-        self, source: str, T: int | None = None, knobs=types.MappingProxyType({})
+        self, source: str | None, T: int | None = None, knobs=types.MappingProxyType({})
     ) -> settings.RunSettings:
-        """Settings of its training, or for rows of T tokens and with other knobs."""
+        """Settings of its training, or for rows of T tokens and with other knobs; source=None is the suite's own."""
         config = base.get_config()
         config.update_from_flattened_dict(
             {**self.parts.base, **self.parts.methods[self.method], **knobs}
         )
         config.seed = config.data.seed = self.seed
-        config.data.source = source
+        config.data.source = source or config.data.source
         config.data.T = T or config.data.T
         # No list is longer than the row: what would stay empty costs time.
         config.index.J = min(config.index.J, config.data.T // config.index.C)
@@ -69,7 +69,7 @@ class Cell:
         """Where it is kept."""
         return workdir / self.table / f"{self.method}-{self.seed}.json"
 
-    def described(self, source: str) -> str:
+    def described(self, source: str | None) -> str:
         """All that its numbers depend on."""
         parts = self.parts
         return repr((self.run(source), parts.lessons, parts.train, parts.tests))

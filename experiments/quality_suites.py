@@ -254,6 +254,7 @@ SUITES = {
     "hops": HOPS,
     "hops_small": HOPS_SMALL,
     "lm": quality_texts.LM,
+    "setmm": quality_texts.SETMM,
     "rot": ROT,
     "ablations": quality_ablations.KNOBS,
     "scaling": quality_ablations.SCALING,

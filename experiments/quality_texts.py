@@ -1,5 +1,7 @@
 """Suites whose methods learn from text, as data."""
 
+import itertools
+
 from experiments import quality_methods, quality_parts
 
 _knobs, _layers = quality_methods.knobs, quality_methods.layers
@@ -28,5 +30,34 @@ LM = quality_parts.Suite(
     tests=[
         quality_parts.Part("text", 8192, samples=32),
         quality_parts.Part("text", 32768, samples=8),
+    ],
+)
+
+
+# The same on set.mm, asked for the labels that held-out proofs cite, by the distance since they were last mentioned: up to
+# 128 times the trained length. A window of a million tokens asks for thousands of citations at each distance, of 8,192 for a
+# hundred.
+_TESTS = {2**13: 64, 2**16: 16, 2**20: 2}
+_DISTANCES = (0, 2**10, 2**13, 2**16, 2**20)
+SETMM = quality_parts.Suite(
+    base=LM.base | _knobs("data", source="setmm"),
+    methods={
+        name: LM.methods[name]
+        for name in ("dense", "window", "bookmark", "mean_key", "minmax")
+    },
+    train=LM.train,
+    tests=[
+        quality_parts.Part("text", 8192, samples=32),
+        *(
+            quality_parts.Part(
+                "setmm_recall",
+                num_tokens,
+                {"first_distance": first, "last_distance": last},
+                samples,
+            )
+            for num_tokens, samples in _TESTS.items()
+            for first, last in itertools.pairwise(_DISTANCES)
+            if last <= num_tokens
+        ),
     ],
 )

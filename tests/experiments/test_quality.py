@@ -17,12 +17,21 @@ from experiments import (
     quality_report,
     quality_suites,
 )
+from tests.bsa.tasks import metamath
 from tests.experiments.test_index_recall import ROOT
 
 COLUMNS = {
     *("suite", "task", "method", "seed", "length", "attended_tokens", "params"),
     *("train_tokens", "score", "chance"),
 }
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """With a text in place of set.mm, long enough for windows of a million tokens."""
+    folder = tmp_path_factory.mktemp("cache")
+    metamath.write(folder / "texts" / "setmm", 2**17)
+    return folder
 
 
 def run_suite(monkeypatch, workdir, results, *flags):
@@ -75,6 +84,33 @@ def test_text_suite(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "quality.json").read_text())["records"] == rows
 
 
+def test_text_suite_that_asks(tmp_path, monkeypatch, cache):
+    """A suite says itself what it learns; tasks test it beside text, several examples a row; --source goes before it."""
+    asked = [
+        quality_parts.Part("setmm_recall", length, {"last_distance": last}, samples=3)
+        for length, last in ((256, 256), (512, 64))
+    ]
+    suite = dataclasses.replace(
+        TEXT,
+        base=TEXT.base | {"data.source": "setmm"},
+        tests=[TEXT.tests[0], *asked],
+    )
+    monkeypatch.setitem(quality_suites.SUITES, "asked", suite)
+    monkeypatch.setenv("BSA_CACHE", str(cache))
+    (cell,) = quality.cells("asked", seeds=[0])
+    assert cell.run(None).data.source == "setmm"
+    assert cell.run("sotu").data.source == "sotu"
+    run_suite(monkeypatch, tmp_path, tmp_path, "--suite=asked")
+    rows = json.loads((tmp_path / "quality.json").read_text())["records"]
+    assert all(set(row) == COLUMNS | set(quality_report.ORIGIN) for row in rows)
+    assert [(row["task"], row["length"]) for row in rows if row["chance"] < 8] == [
+        ("setmm_recall last_distance=256", 256),
+        ("setmm_recall last_distance=64", 512),
+    ]
+    assert rows[0]["task"] == "bits_per_byte"
+    assert all(0 <= row["score"] < 0.5 for row in rows[-2:])
+
+
 TEXT = dataclasses.replace(
     quality_suites.SMOKE,
     base=quality_suites.SMOKE.base | {"model.V": 256, "model.L": 1, "train.steps": 12},
@@ -91,16 +127,17 @@ TEXT = dataclasses.replace(
 
 
 @pytest.mark.parametrize("name", quality_suites.SUITES)
-def test_suites_are_sound(name):
+def test_suites_are_sound(name, monkeypatch, cache):
     """Every method has valid settings, every task fits vocabulary, rows and blocks, and has room."""
+    monkeypatch.setenv("BSA_CACHE", str(cache))
     suite = quality_suites.SUITES[name]
     rng = np.random.default_rng(0)
     for method in suite.methods:
-        run = quality_cell.Cell(name, method, 0).run("stdlib")
+        run = quality_cell.Cell(name, method, 0).run(None)
         index = run.model.index
         for part in itertools.chain(suite.lessons, suite.train, suite.tests):
             assert part.num_tokens % index.C == part.num_tokens % index.query_block == 0
-            quality_cell.Cell(name, method, 0).run("stdlib", knobs=part.knobs)
+            quality_cell.Cell(name, method, 0).run(None, knobs=part.knobs)
             if quality_cell.is_text(part):
                 continue
             assert part.task in catalogue.TASKS
