@@ -34,6 +34,7 @@ class Document:
         names: of the parts that it is joined of; which are held out hangs on them.
         ends: int64, where each part ends.
         start, stop: int64, of each mention: a label where it is stated, cited, or pointed to by a comment (`~ label`).
+        label_id: int64, of each mention, counted by first mentions.
         last: int64, start of the last mention of the same label before; -1 for its first one.
         cited: bool, whether a proof cites it there and goes on in the same line. What ends a line is not asked: no
             label tells whether a space or a line's end follows it.
@@ -44,6 +45,7 @@ class Document:
     ends: np.ndarray
     start: np.ndarray
     stop: np.ndarray
+    label_id: np.ndarray
     last: np.ndarray
     cited: np.ndarray
 
@@ -61,10 +63,10 @@ def read(folder: pathlib.Path) -> Document:
             stop.append(label.end())
             cited.append(found.lastindex == _CITED)
     text_S = np.frombuffer(text, np.uint8)
-    start, stop = np.array(start, int), np.array(stop, int)
+    start, stop, label_id = (np.array(x, int) for x in (start, stop, label_id))
     # Mentions label by label, each label's in the order of the text.
     order = np.argsort(label_id, kind="stable")
-    is_same = np.diff(np.array(label_id, int)[order]) == 0
+    is_same = np.diff(label_id[order]) == 0
     last = np.full(len(start), -1)
     last[order[1:][is_same]] = start[order[:-1][is_same]]
     return Document(
@@ -73,6 +75,7 @@ def read(folder: pathlib.Path) -> Document:
         ends=np.cumsum([len(part) for _, part in parts]),
         start=start,
         stop=stop,
+        label_id=label_id,
         last=last,
         cited=np.array(cited, bool) & (text_S[stop] == ord(" ")),
     )
@@ -83,17 +86,20 @@ class Citations:
     """A window of the text that ends in a held-out part, and asks for what is cited there and was mentioned before.
 
     Every citation in that part whose label was mentioned before in the window is asked for, if the last mention lies in
-    the range. An answer is the label's bytes and the space after it, each predicted from the right bytes before it.
+    the range. An answer is the label's bytes and the space after it, each predicted from the right bytes before it. Half
+    of the answers are labels that training mentions hundreds of times: who has them by heart can guess without recall.
 
     Attributes:
         first_distance, last_distance: tokens (bytes) from the start of the last mention to that of the citation; the
             first is in the range, the last is not.
+        trained_below: only labels that the training parts, before and after, mention fewer times than this.
         heldout_percent: as the configs' `data.heldout_percent`.
         folder: whose files are the document; None: `debian.folder("setmm")`.
     """
 
     first_distance: int = 0
     last_distance: int = sys.maxsize
+    trained_below: int = sys.maxsize
     heldout_percent: int = 5
     folder: pathlib.Path | None = None
     V: int = 256
@@ -124,11 +130,20 @@ class Citations:
         return read(self.folder or debian.folder("setmm"))
 
 
+@functools.cache
+def _sides(document, heldout_percent):
+    """First bytes of the held-out parts, their ends, and how often training mentions each mention's label."""
+    held = np.array([split.heldout(name, heldout_percent) for name in document.names])
+    part_start = np.concatenate([[0], document.ends[:-1]])
+    is_held = held[np.searchsorted(document.ends, document.start, side="right")]
+    label_id = document.label_id
+    trained = np.bincount(label_id[~is_held], minlength=len(label_id))[label_id]
+    return part_start[held], document.ends[held], trained
+
+
 def _window(task, document, num_tokens, rng):
     """A window's first byte, and the numbers of the mentions that it asks for."""
-    held = [split.heldout(name, task.heldout_percent) for name in document.names]
-    part_end = document.ends[held]
-    part_start = np.concatenate([[0], document.ends[:-1]])[held]
+    part_start, part_end, trained = _sides(document, task.heldout_percent)
     # A window ends behind its last byte, which lies in the part.
     earliest = np.maximum(part_start, num_tokens) + 1
     num_windows = np.cumsum(np.maximum(part_end + 1 - earliest, 0))
@@ -144,12 +159,13 @@ def _window(task, document, num_tokens, rng):
         asked = document.cited[inside] & (document.stop[inside] < end)
         asked &= (last >= first) & (distance >= task.first_distance)
         asked &= distance < task.last_distance
+        asked &= trained[inside] < task.trained_below
         if asked.any():
             return first, inside.start + np.flatnonzero(asked)
     raise ValueError(
         f"setmm_recall: num_tokens={num_tokens}: no window that ends in a held-out part of these"
         f" {len(document.text_S)} bytes cites what it mentioned {task.first_distance} to {task.last_distance} tokens"
-        f" before ({_TRIES} tries)"
+        f" before, and training fewer than {task.trained_below} times ({_TRIES} tries)"
     )
 
 

@@ -1,5 +1,6 @@
 """Citations are asked for where a reader of the window could recall them, by distance, and in held-out text only."""
 
+import collections
 import functools
 
 import numpy as np
@@ -51,13 +52,13 @@ def mentions(text):
     return metamath.mentions(text)
 
 
-def recallable(text, first, end, distances):
+def recallable(text, first, end, distances, below=10**9):
     """What `answers` should find in a window, by loops over the whole text's words."""
-    (held_start,) = {
-        start
-        for start in (int(name[-2:]) * PART_BYTES for name in metamath.HELD_OUT)
-        if start < end <= start + PART_BYTES
-    }
+    held = [int(name[-2:]) for name in metamath.HELD_OUT]
+    (held_start,) = (n * PART_BYTES for n in held if n == (end - 1) // PART_BYTES)
+    trained = collections.Counter(
+        label for start, label, _ in mentions(text) if start // PART_BYTES not in held
+    )
     last, found = {}, []
     for start, label, cited in mentions(text):
         stop = start + len(label) + 1
@@ -68,6 +69,7 @@ def recallable(text, first, end, distances):
             cited
             and text[start:stop] == label + b" "
             and start >= held_start
+            and trained[label] < below
             and distances[0] <= distance < distances[1]
         ):
             found.append((start - 1 - first, text[start:stop]))
@@ -95,6 +97,20 @@ def test_what_is_asked(make, written, num_tokens, distances):
         assert answers(one) == expected and expected
         num_asked += len(expected)
     assert num_asked >= 20
+
+
+@pytest.mark.parametrize("below", [1, 3])
+def test_labels_that_training_tells_can_be_left_out(make, written, below):
+    num_asked = num_left_out = 0
+    for seed in range(20):
+        one = draw(make(0, 10**9, below), 5000, seed)
+        first = window(one, written[1])
+        place = first, first + 5001, (0, 10**9)
+        expected = recallable(written[1], *place, below)
+        assert answers(one) == expected
+        num_asked += len(expected)
+        num_left_out += len(recallable(written[1], *place)) - len(expected)
+    assert num_asked >= 20 and num_left_out > 20
 
 
 def test_ranges_share_out_what_is_asked(make):
