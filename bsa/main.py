@@ -149,7 +149,7 @@ def _generate():
     workdir = pathlib.Path(_WORKDIR.value).absolute()
     if not (workdir / "config.json").is_file():
         raise FileNotFoundError(f"{workdir} holds no config.json; train there first")
-    kept = json.loads((workdir / "config.json").read_text(), object_hook=_with_tuples)
+    kept = _with_tuples(_read_config(workdir / "config.json"))
     run = settings.from_config(ml_collections.ConfigDict(kept))
     request = command.prepare(
         _PROMPT_FILE.value,
@@ -163,9 +163,23 @@ def _generate():
     command.run(params, run.model, request)
 
 
-def _with_tuples(values: dict) -> dict:
+def _read_config(path: pathlib.Path) -> dict:
+    """The config that a workdir keeps, with the knobs that are newer than it."""
+    kept = json.loads(path.read_text())
+    completed = settings.complete(kept)
+    for part, values in completed.items():
+        if isinstance(values, dict):
+            later = {k: v for k, v in values.items() if k not in kept.get(part, {})}
+            if later:
+                logging.info("%s is older than %s: %s", path, part, later)
+    return completed
+
+
+def _with_tuples(values):
     """What JSON made lists of, as tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    if isinstance(values, dict):
+        return {name: _with_tuples(value) for name, value in values.items()}
+    return tuple(map(_with_tuples, values)) if isinstance(values, list) else values
 
 
 def _keep_config(config: dict, workdir: pathlib.Path) -> None:
@@ -177,7 +191,7 @@ def _keep_config(config: dict, workdir: pathlib.Path) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        kept = json.loads(path.read_text())
+        kept = _read_config(path)
         for part in BOUND_TO_CHECKPOINT[_MODE.value]:
             if kept[part] != config[part]:
                 changed = _first_difference(part, kept[part], config[part])

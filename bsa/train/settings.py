@@ -164,6 +164,18 @@ class RunSettings:
         )
 
 
+SECTIONS = {
+    "index": index_settings.IndexSettings,
+    "model": model_settings.ModelSettings,
+    "pretrained": pretrained_settings.PretrainedSettings,
+    "data": data_settings.DataSettings,
+    "train": TrainSettings,
+    "evaluation": EvaluationSettings,
+    "mesh": mesh.MeshSettings,
+}
+"""Parts of a config, and what they become."""
+
+
 def from_config(config: ml_collections.ConfigDict) -> RunSettings:
     """Builds the settings of a run; every knob must be known, and none may be missing.
 
@@ -173,20 +185,27 @@ def from_config(config: ml_collections.ConfigDict) -> RunSettings:
     values = config.to_dict()
     index = _build(index_settings.IndexSettings, "index", values.pop("index"))
     scaling = _build(rope.Scaling, "rope_scaling", values["model"].pop("rope_scaling"))
-    values["model"] = _build(
-        model_settings.ModelSettings,
-        "model",
-        values["model"] | {"index": index, "rope_scaling": scaling},
-    )
-    for name, kind in (
-        ("pretrained", pretrained_settings.PretrainedSettings),
-        ("data", data_settings.DataSettings),
-        ("train", TrainSettings),
-        ("evaluation", EvaluationSettings),
-        ("mesh", mesh.MeshSettings),
-    ):
-        values[name] = _build(kind, name, values[name])
+    values["model"] |= {"index": index, "rope_scaling": scaling}
+    for name, kind in SECTIONS.items():
+        if name in values:
+            values[name] = _build(kind, name, values[name])
     return _build(RunSettings, "config", values)
+
+
+def complete(kept: dict) -> dict:
+    """What an earlier version kept of a run, with the knobs that came later.
+
+    They get the defaults of their dataclasses, which leave everything as it was; a knob without one still is missing.
+    """
+    completed = dict(kept)
+    for name, kind in SECTIONS.items():
+        later = {
+            field.name: field.default
+            for field in dataclasses.fields(kind)
+            if isinstance(field.default, bool | int | float | str)
+        }
+        completed[name] = later | kept.get(name, {})
+    return completed
 
 
 def _build(kind, where, values):
