@@ -9,6 +9,10 @@ if shutil.which("nvidia-smi") is None:
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {flags}"
 
+# An interpreted warpgroup holds a thread of XLA's pool while it waits for another one: with
+# a thread a core they can starve each other, and the test hangs.
+os.environ.setdefault("PJRT_NPROC", "32")
+
 # Many tests start the same programs in processes of their own; what one has compiled, the others load.
 compiled = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -17,11 +17,6 @@ from pallas_kernels import (
 )
 from tests.pallas_kernels import interpret_triton
 
-# An interpreted warpgroup holds a thread of XLA's pool while it waits for another one: with
-# a thread a core they can starve each other, and the test hangs.
-os.environ.setdefault("PJRT_NPROC", "32")
-
-
 if interpret_triton.is_needed():
     os.environ["TRITON_INTERPRET"] = "1"
 
