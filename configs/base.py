@@ -73,7 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
     index.query_pool = "mean"  # scores of a key/value head: "mean" of its queries, or "heads" (sum of their softmaxes)
     index.granularity = "token"  # who chooses: each "token" for itself, or a query "block" by the mean of its queries: its first tokens are led by its last, so only --mode=generate reads prompts by it (--decode.granularity), nothing is trained or evaluated
     index.route_tokens = 1024  # tokens routed at once: bounds the memory of scores
-    index.digest = "clusters"  # what a bookmark keeps: clusters, submeans, minmax, meanvar or distinctive; see bsa/index/digest.py
+    index.digest = "clusters"  # what a bookmark keeps: clusters, spread, submeans, minmax, meanvar or distinctive; see bsa/index/digest.py
     index.store = "float32"  # of bookmarks' points: float32, bfloat16 (compared in bfloat16, too: Hopper GPUs have a kernel) or int8 with a scale each; a shortlist by exact keys makes up for the rounding
     index.route = "flat"  # flat (score every bookmark), chapters (coarse to fine), graph (chapters, then links); or a pattern: strided, fixed or random
     index.stride = 1  # blocks from one choice to the next of strided and fixed patterns

@@ -57,6 +57,9 @@ def _cases():
     """Knobs of the index by name, in the order in which they are measured."""
     cases = {
         **{f"open8-pooled-lists{J}": FEW | {"J": J} for J in (64, 96, 128, 192)},
+        "open8-pooled-lists128-spread": FEW | {"J": 128, "digest": "spread"},
+        "open8-pooled-lists128-points4": FEW | {"J": 128, "R": 4},
+        "open8-pooled-lists128-spread4": FEW | {"J": 128, "R": 4, "digest": "spread"},
         "open16": OPEN,
         "open16-exact64": OPEN | {"X": 64},
         "open8-exact64": OPEN | {"X": 64, "A": 8},
@@ -81,6 +84,9 @@ def _cases():
         | CHAPTERS
         | LINKS
         | {"link_by": "points"},
+        "open11-spread4-exact128": OPEN
+        | {"R": 4, "X": 128, "A": 11, "digest": "spread"},
+        **{f"spread{R}-16": SMALL | {"digest": "spread", "R": R} for R in (1, 2, 4, 8)},
         "points2-16-exact64": SMALL | {"R": 2, "X": 64},
         "points2-16-exact96": SMALL | {"R": 2, "X": 96},
     }
@@ -174,7 +180,9 @@ def costs(model: model_settings.ModelSettings, found: dict) -> dict:
     index = model.index
     queries = model.H if index.query_pool == "heads" else model.G
     vector = 2 * model.K * model.G
-    scored = found["scored_nodes"] * index.R
+    # A spread is one number more for each point.
+    longer = 1 + (index.digest == "spread") / model.K
+    scored = found["scored_nodes"] * index.R * longer
     shortlist = min(index.X, found["scored_nodes"]) * index.C
     shared = index.query_block if index.route == "flat" else 1
     routing = model.pattern.count("b") / len(model.pattern)

@@ -35,7 +35,7 @@ def prove(
     Raises:
         ValueError: the route looks at no query, or a group's heads have a softmax each, over what a search scores.
     """
-    sizes = shapes.check(q_BTHK=q_BTHK, point_BGMRK=bookmarks.point_BGMRK)
+    sizes = shapes.check(q_BTHK=q_BTHK, log_count_BGMR=bookmarks.log_count_BGMR)
     B, T, H, G, K = (sizes[letter] for letter in "BTHGK")
     if index.query_pool != "mean" or index.route in settings.PATTERNS:
         raise ValueError(

@@ -103,12 +103,12 @@ def join(point_BGMRK, log_count_BGMR, id_M, level: int, index: settings.IndexSet
 
 def _order(point_BGMRK, log_count_BGMR, index):
     """int32 places of the bookmarks of each volume, chapter by chapter; those of no token come last."""
-    B, G, M, _, K = point_BGMRK.shape
+    B, G, M = point_BGMRK.shape[:3]
     volume = index.chapter_bookmarks * index.volume_chapters
     is_there = digest.log_tokens(index.digest, log_count_BGMR) > -jnp.inf
     is_there_BGNC = is_there.reshape(B, G, -1, volume)
     centre = digest.centre(index.digest, point_BGMRK, log_count_BGMR)
-    centre_BGNCK = centre.reshape(B, G, -1, volume, K)
+    centre_BGNCK = centre.reshape(B, G, -1, volume, centre.shape[-1])
     if index.chapter_by == "cluster":
         centre_BGNCK = jnp.where(is_there_BGNC[..., None], centre_BGNCK, 0)
         label_BGNC = cluster.label(

@@ -32,6 +32,25 @@ def cluster(k_BGNCK, num_points: int, lloyd_steps: int, count_BGNC=None):
     return point_BGNRK, jnp.log(count_BGNR)
 
 
+def spread(k_BGNCK, point_BGNRK, count_BGNC=None, spread_BGNC=None):
+    """Mean square of what keys differ from the point nearest to them, a number of K each: float32[B, G, N, R].
+
+    0 for a point that is nearest to none. A key that stands for several has a spread of its own, which joins it. Arguments
+    as for `cluster`; points as it returns them.
+    """
+    shapes.check(k_BGNCK=k_BGNCK, point_BGNRK=point_BGNRK, spread_BGNC=spread_BGNC)
+    k_BGNCK = k_BGNCK.astype(jnp.float32)
+    member_BGNCR = _members(k_BGNCK, point_BGNRK, count_BGNC)
+    gaps = [
+        jnp.square(k_BGNCK - point_BGNRK[:, :, :, r : r + 1]).mean(-1)
+        for r in range(point_BGNRK.shape[3])
+    ]
+    gap_BGNCR = jnp.stack(gaps, axis=-1)
+    if spread_BGNC is not None:
+        gap_BGNCR += spread_BGNC[..., None]
+    return (member_BGNCR * gap_BGNCR).sum(3) / jnp.maximum(member_BGNCR.sum(3), 1)
+
+
 def label(k_BGNCK, num_points: int, lloyd_steps: int, count_BGNC):
     """int32 cluster that each key is in, [B, G, N, C]; arguments as for `cluster`."""
     point_BGNRK, _ = cluster(k_BGNCK, num_points, lloyd_steps, count_BGNC)
@@ -77,15 +96,19 @@ def _squared_distance(k_BGNCK, point_BGN1K):
     return jnp.square(k_BGNCK - point_BGN1K).sum(-1)
 
 
-def _cluster_means(k_BGNCK, point_BGNRK, count_BGNC):
-    """Means and counts of the keys nearest to each point; 0 and 0 for a point nearest to none."""
+def _members(k_BGNCK, point_BGNRK, count_BGNC):
+    """float32 [B, G, N, C, R], tokens of each key at the point nearest to it, 0 elsewhere."""
     affinity_BGNCR = jnp.einsum("BGNCK,BGNRK->BGNCR", k_BGNCK, point_BGNRK)
     affinity_BGNCR -= 0.5 * jnp.square(point_BGNRK).sum(-1)[:, :, :, None]
     member_BGNCR = jax.nn.one_hot(
         jnp.argmax(affinity_BGNCR, axis=-1), point_BGNRK.shape[3], dtype=jnp.float32
     )
-    if count_BGNC is not None:
-        member_BGNCR *= count_BGNC[..., None]
+    return member_BGNCR if count_BGNC is None else member_BGNCR * count_BGNC[..., None]
+
+
+def _cluster_means(k_BGNCK, point_BGNRK, count_BGNC):
+    """Means and counts of the keys nearest to each point; 0 and 0 for a point nearest to none."""
+    member_BGNCR = _members(k_BGNCK, point_BGNRK, count_BGNC)
     count_BGNR = member_BGNCR.sum(3)
     total_BGNRK = jnp.einsum("BGNCR,BGNCK->BGNRK", member_BGNCR, k_BGNCK)
     return total_BGNRK / jnp.maximum(count_BGNR, 1)[..., None], count_BGNR

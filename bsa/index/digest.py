@@ -1,7 +1,9 @@
 """What a bookmark keeps of its span, and how a query judges it by that. Called by `build`, `chapter`, `span`, `link`, `route`.
 
-Five digests, each R vectors with counts. `clusters`, `submeans` and `distinctive` are mixtures of points: the score is
-the attention mass the span would get if each key were its point. `minmax` is the channels' greatest and least value,
+Six digests, each R vectors with counts. `clusters`, `submeans` and `distinctive` are mixtures of points: the score is
+the attention mass the span would get if each key were its point. `spread` are clusters whose vectors end with one number
+more, the mean square of what keys differ from their point: the mass of Gaussians that are as wide in all directions, which
+is an inner product with half the query's square at the end. `minmax` is the channels' greatest and least value,
 whose score bounds every logit from above (Quest, arXiv 2406.10774). `meanvar` is the mean and the channels' variance;
 its score is the mass of a Gaussian with these moments.
 """
@@ -20,7 +22,7 @@ def summarise(k_BGNCK, index: settings.IndexSettings):
     """Digests each block of keys; what is kept of them has gradients.
 
     Returns:
-        point_BGNRK: float32.
+        point_BGNRK: float32; K is one more than the keys' for `spread`.
         log_count_BGNR: float32, natural log of the tokens that a point stands for, -inf for none; all C for each of the
             two vectors of `minmax` and `meanvar`.
         quote_BGNR: int32, place in the block of the token nearest to each point; -1 where the point stands for no token
@@ -28,7 +30,7 @@ def summarise(k_BGNCK, index: settings.IndexSettings):
     """
     shapes.check(k_BGNCK=k_BGNCK)
     k_BGNCK = k_BGNCK.astype(jnp.float32)
-    if index.digest == "clusters":
+    if index.digest in ("clusters", "spread"):
         point, log_count = cluster.cluster(k_BGNCK, index.R, index.lloyd_steps)
     elif index.digest == "submeans":
         point, log_count = _submeans(k_BGNCK, index.R)
@@ -42,6 +44,8 @@ def summarise(k_BGNCK, index: settings.IndexSettings):
         point = jnp.stack(ends, axis=3)
         log_count = jnp.full(point.shape[:4], np.log(k_BGNCK.shape[3]), jnp.float32)
     quote = cluster.nearest(k_BGNCK, point)
+    if index.digest == "spread":
+        point = _append(point, cluster.spread(k_BGNCK, point))
     return point, log_count, jnp.where(is_place(index.digest, log_count), quote, -1)
 
 
@@ -64,9 +68,15 @@ def aggregate(
     """
     shapes.check(point_BGNCK=point_BGNCK, log_count_BGNC=log_count_BGNC)
     if index.digest not in ("minmax", "meanvar"):
-        return cluster.cluster(
-            point_BGNCK, num_points, index.lloyd_steps, jnp.exp(log_count_BGNC)
+        place_BGNCK, count_BGNC = places(index.digest, point_BGNCK, log_count_BGNC)
+        point, log_count = cluster.cluster(
+            place_BGNCK, num_points, index.lloyd_steps, count_BGNC
         )
+        if index.digest == "spread":
+            own_BGNC = point_BGNCK[..., -1]
+            spread = cluster.spread(place_BGNCK, point, count_BGNC, own_BGNC)
+            point = _append(point, spread)
+        return point, log_count
     first, second = point_BGNCK[:, :, :, ::2], point_BGNCK[:, :, :, 1::2]
     log_count = log_count_BGNC[:, :, :, ::2]
     total_BGN1 = jax.nn.logsumexp(log_count, axis=-1, keepdims=True)
@@ -92,6 +102,8 @@ def score(digest: str, q_HK, point_MRK, log_count_MR):
         digest: one of `settings.DIGESTS`.
         q_HK: float32 queries, times the attention's scale.
     """
+    if digest == "spread":
+        q_HK = lift(digest, q_HK)
     shapes.check(q_HK=q_HK, point_MRK=point_MRK, log_count_MR=log_count_MR)
     if digest in ("minmax", "meanvar"):
         logit_HM = lift(digest, q_HK) @ point_MRK.reshape(point_MRK.shape[0], -1).T
@@ -102,6 +114,8 @@ def score(digest: str, q_HK, point_MRK, log_count_MR):
 
 def lift(digest: str, q_HK):
     """What is multiplied with the vectors of a digest: one by one if it is a mixture, else end to end, R x K numbers."""
+    if digest == "spread":
+        return _append(q_HK, 0.5 * jnp.square(q_HK).sum(-1))
     if digest == "minmax":
         return jnp.concatenate([jnp.maximum(q_HK, 0), jnp.minimum(q_HK, 0)], axis=1)
     if digest == "meanvar":
@@ -135,6 +149,8 @@ def places(digest: str, point, log_count):
         return point.mean(-2, keepdims=True), jnp.exp(log_count[..., :1])
     if digest == "meanvar":
         return point[..., :1, :], jnp.exp(log_count[..., :1])
+    if digest == "spread":
+        point = point[..., :-1]
     return point, jnp.exp(log_count)
 
 
@@ -155,6 +171,11 @@ def direction(place, similarity: str):
         return place
     length = jnp.sqrt(jnp.square(place).sum(-1, keepdims=True))
     return place / jnp.maximum(length, 1e-20)
+
+
+def _append(vector, number):
+    """Vectors with one number more at the end."""
+    return jnp.concatenate([vector, number[..., None]], axis=-1)
 
 
 def _submeans(k_BGNCK, num_points):

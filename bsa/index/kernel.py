@@ -12,7 +12,7 @@ def can_search(
     index: settings.IndexSettings,
     implementation: str,
 ) -> bool:
-    """Whether the kernel is asked for, and there is one: mixtures of single blocks, one query a group, no links, no exact
+    """Whether the kernel is asked for, and there is one: mixtures of plain points of single blocks, one query a group, no links, no exact
     step, no budget.
 
     "auto" asks for it where bfloat16 is what the store is compared in anyway.
@@ -23,7 +23,7 @@ def can_search(
         return False
     if index.query_pool != "mean" or index.X or index.route == "graph":
         return False
-    if index.digest in ("minmax", "meanvar") or judge.has_budget(index):
+    if index.digest in ("spread", "minmax", "meanvar") or judge.has_budget(index):
         return False
     if index.store == "int8" or max(index.span_blocks, index.volume_chapters) > 1:
         return False

@@ -35,11 +35,23 @@ def cluster(k_CK, num_points: int, lloyd_steps: int, count_C=None):
     return np.stack(points), np.array([count_C[m].sum() for m in members()])
 
 
+def spread(k_CK, point_RK, count_C=None, spread_C=0):
+    """Points, each with the spread of the keys nearest to it at the end; see `cluster.spread`."""
+    k_CK, count_C = np.asarray(k_CK), np.ones(len(k_CK)) if count_C is None else count_C
+    gap_RC = np.square(k_CK - point_RK[:, None]).mean(-1) + spread_C
+    nearest_C = np.argmin(np.square(k_CK - point_RK[:, None]).sum(-1), axis=0)
+    ends = []
+    for r, gap_C in enumerate(gap_RC):
+        weight_C = count_C * (nearest_C == r)
+        ends.append((weight_C * gap_C).sum() / max(weight_C.sum(), 1))
+    return np.column_stack([point_RK, ends])
+
+
 def summarise(k_CK, index: settings.IndexSettings):
     """A block's digest, and its quotes: places in the block, -1 for none; see `digest.summarise`."""
     k_CK = np.asarray(k_CK, np.float64)
     C = len(k_CK)
-    if index.digest == "clusters":
+    if index.digest in ("clusters", "spread"):
         point_RK, count_R = cluster(k_CK, index.R, index.lloyd_steps)
     elif index.digest == "submeans":
         pieces = np.array_split(k_CK, index.R)
@@ -60,6 +72,8 @@ def summarise(k_CK, index: settings.IndexSettings):
         is_place = count and not (index.digest == "meanvar" and r == 1)
         nearest = np.argmin(np.square(k_CK - point_K).sum(-1))
         quotes.append(int(nearest) if is_place else -1)
+    if index.digest == "spread":
+        point_RK = spread(k_CK, point_RK)
     return point_RK, count_R, quotes
 
 
@@ -84,15 +98,16 @@ def aggregate(digests, num_points: int, index: settings.IndexSettings):
         ends = [points[:, 0].max(0), points[:, 1].min(0)]
     elif index.digest == "meanvar":
         mean = np.average(points[:, 0], axis=0, weights=counts[:, 0])
-        spread = points[:, 1] + np.square(points[:, 0] - mean)
-        ends = [mean, np.average(spread, axis=0, weights=counts[:, 0])]
+        square = points[:, 1] + np.square(points[:, 0] - mean)
+        ends = [mean, np.average(square, axis=0, weights=counts[:, 0])]
     else:
-        return cluster(
-            np.concatenate(points),
-            num_points,
-            index.lloyd_steps,
-            np.concatenate(counts),
-        )
+        points, count_C, spread_C = np.concatenate(points), np.concatenate(counts), 0
+        if index.digest == "spread":
+            points, spread_C = points[:, :-1], points[:, -1]
+        made = cluster(points, num_points, index.lloyd_steps, count_C)
+        if index.digest != "spread":
+            return made
+        return spread(points, made[0], count_C, spread_C), made[1]
     return np.stack(ends), np.full(2, counts[:, 0].sum())
 
 
@@ -103,6 +118,8 @@ def score(kind: str, q_K, point_RK, count_R) -> float:
         return bound + np.log(count_R[0])
     if kind == "meanvar":
         return q_K @ point_RK[0] + q_K**2 @ point_RK[1] / 2 + np.log(count_R[0])
+    if kind == "spread":
+        q_K = np.append(q_K, q_K @ q_K / 2)
     return np.log((count_R * np.exp(point_RK @ q_K)).sum())
 
 
@@ -112,6 +129,8 @@ def places(kind: str, point_RK, count_R):
         return point_RK.mean(0, keepdims=True), count_R[:1]
     if kind == "meanvar":
         return point_RK[:1], count_R[:1]
+    if kind == "spread":
+        point_RK = point_RK[:, :-1]
     return point_RK[count_R > 0], count_R[count_R > 0]
 
 

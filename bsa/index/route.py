@@ -74,7 +74,7 @@ def search(
 ):
     """`choose_blocks`, and scored_BGT: int32, bookmarks and chapters that each token compared its query with."""
     sizes = shapes.check(
-        q_BTHK=q_BTHK, k_BSGK=k_BSGK, point_BGMRK=bookmarks.point_BGMRK
+        q_BTHK=q_BTHK, k_BSGK=k_BSGK, log_count_BGMR=bookmarks.log_count_BGMR
     )
     B, G, K, M = (sizes[letter] for letter in "BGKM")
     k_BGMCK = k_BSGK.reshape(B, M, index.C, G, K).transpose(0, 3, 1, 2, 4)
@@ -129,7 +129,7 @@ def search_blocks(
         noise: seed_BGT, uint32, and nats by which Gumbel noise of these seeds is multiplied before it joins the scores of
             a flat search: at 1 bookmarks are drawn without replacement, by the mass that they promise. None: no noise.
     """
-    sizes = shapes.check(q_BTHK=q_BTHK, point_BGMRK=bookmarks.point_BGMRK)
+    sizes = shapes.check(q_BTHK=q_BTHK, log_count_BGMR=bookmarks.log_count_BGMR)
     B, T, H, G, K = (sizes[letter] for letter in "BTHGK")
     if index.route in settings.PATTERNS:
         return pattern.choose(open_blocks, G, index), jnp.zeros((B, G, T), jnp.int32)

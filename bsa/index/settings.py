@@ -5,7 +5,7 @@ import dataclasses
 from pallas_kernels import selection
 
 QUERY_POOLS = ("mean", "heads")
-DIGESTS = ("clusters", "submeans", "minmax", "meanvar", "distinctive")
+DIGESTS = ("clusters", "spread", "submeans", "minmax", "meanvar", "distinctive")
 SIMILARITIES = ("dot", "cosine", "pearson")
 SPANS = ("alike", "learned")
 LINKED = ("means", "points")

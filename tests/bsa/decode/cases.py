@@ -51,7 +51,7 @@ CHAPTERS = bookmarks_only(
     volume_chapters=2,
 )
 GRAPH = dataclasses.replace(
-    bookmarks_only("n", route="graph", P=2, query_block=4, J=24),
+    bookmarks_only("n", route="graph", P=2, query_block=4, J=24, digest="spread"),
     G=4,
     score_weight=0.5,
     mass_weight=0.75,

@@ -208,7 +208,7 @@ def test_the_index_of_shards_is_the_index(devices, longest):
     changes |= {"route": "graph", "P": 2, "frontier": 4, "beam": 2}
     changes |= {"chapter_bookmarks": 4, "chapter_levels": 2, "route_tokens": 64}
     if longest > 1:
-        changes |= {"span_blocks": longest, "spans": "learned"}
+        changes |= {"span_blocks": longest, "spans": "learned", "digest": "spread"}
         changes |= {"chapter_by": "chain", "volume_chapters": 2, "store": "bfloat16"}
     index = settings.IndexSettings(**base.get_config().index.to_dict() | changes)
     q, k, _, _, _ = make_arrays()
