@@ -39,6 +39,9 @@ def search(plan, shared, barriers, warpgroup, walk, look):
         plgpu.load(shared.group.at[warpgroup * plan.X + x], layout=row)
         for x in range(plan.X)
     ]
+    square = None
+    if shared.square is not None:
+        square = plgpu.load(shared.square.at[warpgroup], layout=row)
     column = plgpu.broadcasted_iota(
         jnp.int32, (PART, plan.nodes), 1, layout=plgpu.Layout.WGMMA
     )
@@ -58,7 +61,7 @@ def search(plan, shared, barriers, warpgroup, walk, look):
         slot = walk.ring * plan.stages + stage
         plgpu.barrier_wait(barriers.full.at[slot])
         tile = walk.locate(step)
-        score = _score(plan, shared, slot, shared.q.at[warpgroup])
+        score = _score(plan, shared, slot, shared.q.at[warpgroup], square)
         plgpu.commit_smem()  # Orders what was read before the copy that comes next.
         plgpu.barrier_arrive(barriers.free.at[slot])
         begin = tile * plan.nodes
@@ -117,8 +120,12 @@ def _spread_largest(x, scratch_ref):
     plgpu.commit_smem()
 
 
-def _score(plan, shared, slot, q_ref):
-    """Logarithms of the mass that each node of a tile promises each row: [64, nodes], to base 2."""
+def _score(plan, shared, slot, q_ref, square):
+    """Logarithms of the mass that each node of a tile promises each row: [64, nodes], to base 2.
+
+    Args:
+        square: of each row, times a point's spread joins its products; None: points have none.
+    """
     largest = total = None
     num = PRODUCTS // plan.nodes
     for first in range(0, plan.R, num):
@@ -126,11 +133,11 @@ def _score(plan, shared, slot, q_ref):
         (product,) = mosaic_gpu_matmul.multiply(
             (q_ref, shared.point.at[slot, places].transpose((1, 0)))
         )
-        log_count = plgpu.load(
-            shared.log_count.at[slot, places], layout=mosaic_gpu_logits.COLUMN
-        )
-        log_count = lax.broadcast_in_dim(log_count, product.shape, [1])
-        logit = product * mosaic_gpu_plan.LOG2E + log_count
+        of_points = functools.partial(_load_points, slot, places, product.shape)
+        logit = product * mosaic_gpu_plan.LOG2E + of_points(shared.log_count)
+        if square is not None:
+            square_of_rows = lax.broadcast_in_dim(square, product.shape, [0])
+            logit += square_of_rows * of_points(shared.spread)
         logits = [
             lax.slice(logit, (0, x), (PART, x + plan.nodes))
             for x in range(0, logit.shape[1], plan.nodes)
@@ -144,6 +151,12 @@ def _score(plan, shared, slot, q_ref):
             shares.append(total * jnp.exp2(before - largest))
         total = functools.reduce(jnp.add, shares)
     return largest if plan.R == 1 else largest + jnp.log2(total)
+
+
+def _load_points(slot, places, shape, shared_ref):
+    """A number of each point of a tile, the same in all rows."""
+    x = plgpu.load(shared_ref.at[slot, places], layout=mosaic_gpu_logits.COLUMN)
+    return lax.broadcast_in_dim(x, shape, [1])
 
 
 def _insert(best, new):

@@ -67,6 +67,8 @@ class Inputs(NamedTuple):
     steps_BGQ: Any  # tiles of each ring
     group_BGXT: Any
     list_BGQJ: Any  # groups of each ring
+    spread: Any  # [B, G, tiles, R * nodes], or None
+    square_BGT: Any  # half of each query's square, to base 2; None without spread
 
 
 class _Shared(NamedTuple):
@@ -75,6 +77,8 @@ class _Shared(NamedTuple):
     high: Any
     point: Any
     log_count: Any
+    spread: Any
+    square: Any
     id: Any
     score: Any
     group: Any
@@ -104,13 +108,17 @@ def run(plan, inputs, interpret):
         return plgpu.SMEM((*shape, plan.K), jnp.bfloat16, transforms=transforms)
 
     stages = plan.rings * plan.stages
+    has_spread = inputs.spread is not None
+    # A copy starts at a multiple of 128 bytes: small tiles leave gaps.
+    of_points = plgpu.SMEM((stages, max(plan.R * plan.nodes, 32)), jnp.float32)
     shared = _Shared(
         q=matrix(CONSUMERS, PART),
         low=plgpu.SMEM((CONSUMERS, PART), jnp.int32),
         high=plgpu.SMEM((CONSUMERS, PART), jnp.int32),
         point=matrix(stages, plan.R * plan.nodes),
-        # A copy starts at a multiple of 128 bytes: small tiles leave gaps.
-        log_count=plgpu.SMEM((stages, max(plan.R * plan.nodes, 32)), jnp.float32),
+        log_count=of_points,
+        spread=of_points if has_spread else None,
+        square=plgpu.SMEM((CONSUMERS, PART), jnp.float32) if has_spread else None,
         id=plgpu.SMEM((CONSUMERS, plan.num, PART), jnp.float32),
         score=plgpu.SMEM((CONSUMERS, plan.num, PART), jnp.float32),
         group=plgpu.SMEM((CONSUMERS * plan.X, PART), jnp.int32) if plan.X else None,
@@ -119,8 +127,8 @@ def run(plan, inputs, interpret):
     )
     list_copies = max(1, -(-plan.J // mosaic_gpu_gather.COPY_IDS) * plan.rings)
     barriers = _Barriers(
-        q=plgpu.Barrier(num_arrivals=3 + plan.X, num_barriers=CONSUMERS),
-        full=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        q=plgpu.Barrier(num_arrivals=3 + has_spread + plan.X, num_barriers=CONSUMERS),
+        full=plgpu.Barrier(num_arrivals=2 + has_spread, num_barriers=stages),
         free=plgpu.Barrier(num_arrivals=CONSUMERS // plan.rings, num_barriers=stages),
         lists=plgpu.Barrier(num_arrivals=list_copies),
         doubt=plgpu.Barrier(num_arrivals=CONSUMERS),
@@ -171,11 +179,14 @@ def _run_thread(plan, inputs, id_ref, score_ref, shared, barriers):
         plgpu.set_max_registers(232, action="increase")
         tokens = pl.ds(i * TOKENS + warpgroup * PART, PART)
         barrier = barriers.q.at[warpgroup]
-        for gmem, smem in (
+        of_queries = [
             (inputs.q_BTGK.at[b, tokens, g], shared.q),
             (inputs.low_BT.at[b, tokens], shared.low),
             (inputs.high_BT.at[b, tokens], shared.high),
-        ):
+        ]
+        if inputs.spread is not None:
+            of_queries.append((inputs.square_BGT.at[b, g, tokens], shared.square))
+        for gmem, smem in of_queries:
             plgpu.copy_gmem_to_smem(gmem, smem.at[warpgroup], barrier)
         for x in range(plan.X):
             smem = shared.group.at[warpgroup * plan.X + x]
@@ -211,10 +222,12 @@ def _run_thread(plan, inputs, id_ref, score_ref, shared, barriers):
                 )
         if plan.J:
             plgpu.barrier_wait(barriers.lists)
-        arrays = (
+        arrays = [
             (inputs.point.at[b, g], shared.point),
             (inputs.log_count.at[b, g], shared.log_count),
-        )
+        ]
+        if inputs.spread is not None:
+            arrays.append((inputs.spread.at[b, g], shared.spread))
         walks = [walk(ring) for ring in range(plan.rings)]
         _repeat(
             *(plan, shared, barriers),

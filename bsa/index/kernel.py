@@ -12,7 +12,7 @@ def can_search(
     index: settings.IndexSettings,
     implementation: str,
 ) -> bool:
-    """Whether the kernel is asked for, and there is one: mixtures of plain points of single blocks, one query a group, no links, no exact
+    """Whether the kernel is asked for, and there is one: mixtures of single blocks, one query a group, no links, no exact
     step, no budget.
 
     "auto" asks for it where bfloat16 is what the store is compared in anyway.
@@ -23,7 +23,7 @@ def can_search(
         return False
     if index.query_pool != "mean" or index.X or index.route == "graph":
         return False
-    if index.digest in ("spread", "minmax", "meanvar") or judge.has_budget(index):
+    if index.digest in ("minmax", "meanvar") or judge.has_budget(index):
         return False
     if index.store == "int8" or max(index.span_blocks, index.volume_chapters) > 1:
         return False
@@ -61,13 +61,15 @@ def search(q_BTGK, bookmarks, open_blocks, index: settings.IndexSettings):
             looked_BGTX, count_BGT = _look_below(id_BGTX, low, high, group)
             groups = looked_BGTX, group
             scored_BGT += count_BGT
+        point, log_count = precision.unpack(*bookmarks.nodes[level])
+        spread = None
+        if index.digest == "spread":
+            point, spread = point[..., :-1], precision.to_bfloat16(point[..., -1])
         id_BGTX = mosaic_gpu_search.find(
-            q_BTGK,
-            *precision.unpack(*bookmarks.nodes[level]),
-            low,
-            high,
+            *(q_BTGK, point, log_count, low, high),
             index.beam if level else index.A,
             groups=groups,
+            spread_BGMR=spread,
         )
     return id_BGTX, scored_BGT
 

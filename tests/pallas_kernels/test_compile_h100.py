@@ -13,6 +13,7 @@ from pallas_kernels import (
     dispatch,
     mosaic_gpu,
     mosaic_gpu_operands,
+    mosaic_gpu_search,
 )
 from tests.pallas_kernels import cases, h100
 
@@ -158,3 +159,29 @@ def test_the_longest_lists_fit_in_shared_memory(mesh, K, block):
 def test_the_longest_lists_of_a_few_tokens_fit_in_shared_memory(mesh):
     J = mosaic_gpu_operands.MAX_SHORT_LIST
     _compile(mesh, T=2**13, K=128, J=J, block=16, bias=True, query_block=8)
+
+
+@pytest.mark.parametrize(("R", "group"), [(8, None), (4, 32), (2, 32)])
+def test_searches_fit_in_shared_memory(mesh, R, group):
+    """Of chapters, and of the members of sixteen of them, with spreads."""
+    M, T, looked = 2**16, 2**14, 18
+    shapes = [(1, T, 4, 128), (1, 4, M, R, 128), (1, 4, M, R), (1, 4, M, R)]
+    floats = [_shape(jnp.bfloat16, *shape) for shape in shapes[:2]]
+    floats += [_shape(jnp.float32, *shape) for shape in shapes[2:]]
+    place_BT, group_BGTX = (
+        _shape(jnp.int32, *shape) for shape in ((1, T), (1, 4, T, looked))
+    )
+
+    def search(q, point, log_count, spread, low, high, groups):
+        return mosaic_gpu_search.find(
+            *(q, point, log_count, low, high),
+            16,
+            groups=(groups, group) if group else None,
+            spread_BGMR=spread,
+            interpret=False,
+        )
+
+    text = h100.compile_for(
+        mesh, search, *floats, place_BT, place_BT, group_BGTX
+    ).as_text()
+    assert "mosaic_gpu" in text

@@ -36,8 +36,11 @@ def _draw(R):
     return *floats, low_BT.astype(np.int32), high_BT.astype(np.int32)
 
 
-@pytest.mark.parametrize(("R", "is_grouped"), [(3, False), (9, False), (1, True)])
-def test_finds_the_best(R, is_grouped):
+@pytest.mark.parametrize(
+    ("R", "is_grouped", "has_spread"),
+    [(3, False, False), (9, False, True), (1, True, False)],
+)
+def test_finds_the_best(R, is_grouped, has_spread):
     interpret = None
     if not mosaic_gpu.is_hopper(jax.devices()[0]):
         interpret = plgpu.InterpretGPUParams()
@@ -47,13 +50,23 @@ def test_finds_the_best(R, is_grouped):
         group_BGTX = np.random.default_rng(9).integers(-1, -(-M // GROUP), (B, G, T, 3))
         groups = jnp.asarray(group_BGTX, jnp.int32), GROUP
 
+    spread_BGMR = np.zeros((B, G, M, R), np.float32)
+    if has_spread:
+        spread_BGMR += np.random.default_rng(8).integers(0, 3, spread_BGMR.shape)
+
     @jax.jit
     def find(*arrays):
-        return mosaic_gpu_search.find(*arrays, NUM, groups=groups, interpret=interpret)
+        return mosaic_gpu_search.find(
+            *(*arrays, NUM),
+            groups=groups,
+            spread_BGMR=spread_BGMR if has_spread else None,
+            interpret=interpret,
+        )
 
     found = find(*map(jnp.asarray, arguments))
     q, point, log_count, low, high = arguments
     logit = np.einsum("btgk,bgmrk->bgtmr", q, point) + log_count[:, :, None]
+    logit += np.einsum("btg,bgmr->bgtmr", np.square(q).sum(-1) / 2, spread_BGMR)
     with np.errstate(divide="ignore"):
         score = np.log(np.exp(logit, dtype=np.float64).sum(-1))
     place = np.arange(M)

@@ -34,6 +34,7 @@ def test_kernel_chooses_what_xla_chooses(monkeypatch):
         route_tokens=TOKENS,
         A=3,
         lloyd_steps=1,
+        digest="spread",
     )
     q, k = cases.queries_and_keys(0, (1, TOKENS, 4, G, 64), index, kinds=0)
     view = cases.window_view(
