@@ -68,7 +68,7 @@ class Inputs(NamedTuple):
     group_BGXT: Any
     list_BGQJ: Any  # groups of each ring
     spread: Any  # [B, G, tiles, R * nodes], or None
-    square_BGT: Any  # half of each query's square, to base 2; None without spread
+    square_BGT: Any  # of each query, to base 2; None without spread
 
 
 class _Shared(NamedTuple):

@@ -1,7 +1,7 @@
 """The nodes of an index that each query likes best, on Hopper GPUs: scores stay on the chip. Called by `bsa.index.kernel`.
 
 A node is a mixture of R points with counts, and its score the logarithm of the attention mass that they promise. Points may
-stand for Gaussians as wide in all directions: half the query's square, times the point's spread, joins the product. Queries
+stand for Gaussians as wide in all directions: half the query's square, times the point's variance, joins the product. Queries
 that look at some groups of nodes only share, 64 neighbours each, the tiles of all groups that one of them looks at.
 """
 
@@ -38,7 +38,7 @@ def find(
     num,
     *,
     groups=None,
-    spread_BGMR=None,
+    widths=None,
     interpret=None,
 ):
     """The `num` nodes in [low, high) with the highest scores for each query.
@@ -49,7 +49,7 @@ def find(
         log_count_BGMR: float32, natural log; -inf for a point that isn't there.
         groups: None: a query looks at all these nodes. Else group_BGTX, int32, and how many consecutive nodes are a
             group: it looks at those of its groups only; -1 is none.
-        spread_BGMR: float32, mean square of what the keys of a point differ from it, a number of K; None: they don't.
+        widths: square_BTG and spread_BGMR, float32, whose product joins that of query and point; None: nothing does.
         interpret: as in `mosaic_gpu.attend`.
     Returns:
         id_BGTA: int32, best first, equal ones by id; -1 after the last that scores more than -inf.
@@ -59,6 +59,7 @@ def find(
     if interpret is None:
         mosaic_gpu.check_device(jax.devices()[0])
     group_BGTX, group = groups or (None, None)
+    square_BTG, spread_BGMR = widths or (None, None)
     sizes = shapes.check(
         q_BTGK=q_BTGK,
         point_BGMRK=point_BGMRK,
@@ -66,6 +67,7 @@ def find(
         low_BT=low_BT,
         high_BT=high_BT,
         group_BGTX=group_BGTX,
+        square_BTG=square_BTG,
         spread_BGMR=spread_BGMR,
     )
     B, T, G, K, M, R = (sizes[letter] for letter in "BTGKMR")
@@ -93,14 +95,13 @@ def find(
         return x.reshape(B, G, -1, R * nodes, *x.shape[5:])
 
     log_count = jnp.maximum(log_count_BGMR, mosaic_gpu_best.LOWEST)
-    q_BTGK = pad(q_BTGK.astype(jnp.bfloat16), {1: tokens})
     spread = square_BGT = None
-    if spread_BGMR is not None:
+    if widths is not None:
         spread = cut(spread_BGMR)
-        square_BTG = jnp.square(q_BTGK.astype(jnp.float32)).sum(-1)
-        square_BGT = square_BTG.swapaxes(1, 2) * (0.5 * mosaic_gpu_plan.LOG2E)
+        square_BGT = pad(square_BTG, {1: tokens}).swapaxes(1, 2)
+        square_BGT *= mosaic_gpu_plan.LOG2E
     inputs = mosaic_gpu_rank.Inputs(
-        q_BTGK,
+        pad(q_BTGK.astype(jnp.bfloat16), {1: tokens}),
         cut(point_BGMRK.astype(jnp.bfloat16)),
         cut(log_count * mosaic_gpu_plan.LOG2E, mosaic_gpu_best.LOWEST),
         *(low_BT, high_BT, begin_BQ, steps_BGQ, group_BGTX, list_BGQJ),

@@ -44,7 +44,8 @@ def prove(
         )
     if not bookmarks.chapters:
         return jnp.ones((B, G, T), bool)
-    q_BGTK = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32).mean(3) * scale
+    q_BGTHK = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32) * scale
+    q_BGTK = digest.widen(index.digest, q_BGTHK).mean(3)
     if index.store == "bfloat16":  # As `judge.score` compares them.
         q_BGTK = precision.to_bfloat16(q_BGTK)
 

@@ -100,10 +100,8 @@ def score(digest: str, q_HK, point_MRK, log_count_MR):
 
     Args:
         digest: one of `settings.DIGESTS`.
-        q_HK: float32 queries, times the attention's scale.
+        q_HK: float32 queries, times the attention's scale, as `widen` makes them.
     """
-    if digest == "spread":
-        q_HK = lift(digest, q_HK)
     shapes.check(q_HK=q_HK, point_MRK=point_MRK, log_count_MR=log_count_MR)
     if digest in ("minmax", "meanvar"):
         logit_HM = lift(digest, q_HK) @ point_MRK.reshape(point_MRK.shape[0], -1).T
@@ -112,10 +110,17 @@ def score(digest: str, q_HK, point_MRK, log_count_MR):
     return _log_sum(jnp.unstack(logit_HRM + log_count_MR.T, axis=1))
 
 
+def widen(digest: str, q):
+    """Queries along the last axis with what `spread` multiplies with spreads at the end, others as they are.
+
+    To be done before heads are pooled: the mean of these makes the mean of the heads' products, which the mean query's
+    square would not.
+    """
+    return _append(q, 0.5 * jnp.square(q).sum(-1)) if digest == "spread" else q
+
+
 def lift(digest: str, q_HK):
     """What is multiplied with the vectors of a digest: one by one if it is a mixture, else end to end, R x K numbers."""
-    if digest == "spread":
-        return _append(q_HK, 0.5 * jnp.square(q_HK).sum(-1))
     if digest == "minmax":
         return jnp.concatenate([jnp.maximum(q_HK, 0), jnp.minimum(q_HK, 0)], axis=1)
     if digest == "meanvar":

@@ -42,7 +42,7 @@ def best_by_points(q, judged, choice, index: settings.IndexSettings):
     """The best of each token's choice by their digests, as many as it can afford.
 
     Args:
-        q: queries of each group's heads [B, G, T, H/G, K].
+        q: queries of each group's heads [B, G, T, H/G, K], as `digest.widen` makes them.
         judged: of the bookmarks, see `build.BookmarkIndex.judged`.
         choice: int32 ids [B, G, T, X], -1 for none.
     """
@@ -58,6 +58,7 @@ def best_by_keys(q, keys, choice, index: settings.IndexSettings, read):
 
     def rate(q_HK, keys, id_X):
         k_XCK = read(keys, id_X).astype(jnp.float32)
+        q_HK = q_HK[:, : k_XCK.shape[-1]]
         return jax.nn.logsumexp(jnp.einsum("hk,xck->hxc", q_HK, k_XCK), axis=-1)
 
     return _best_again(q, keys, choice, index, rate, index.C)

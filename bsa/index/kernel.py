@@ -40,12 +40,15 @@ def search(q_BTGK, bookmarks, open_blocks, index: settings.IndexSettings):
     """Choices and counts as `route.search_blocks` returns them.
 
     Args:
-        q_BTGK: float32, one query a group, times the scale.
+        q_BTGK: float32, one query a group, times the scale, as `digest.widen` makes them.
         open_blocks: low_BT and high_BT, as `LocalView.open_blocks`.
     """
     low_BT, high_BT = open_blocks
     shapes.check(q_BTGK=q_BTGK, low_BT=low_BT, high_BT=high_BT)
     group, ranges = index.chapter_bookmarks, [open_blocks]
+    square_BTG = None
+    if index.digest == "spread":
+        q_BTGK, square_BTG = q_BTGK[..., :-1], precision.to_bfloat16(q_BTGK[..., -1])
     for _ in bookmarks.chapters:
         low, high = ranges[-1]
         ranges.append((-(-low // group), high // group))
@@ -62,14 +65,15 @@ def search(q_BTGK, bookmarks, open_blocks, index: settings.IndexSettings):
             groups = looked_BGTX, group
             scored_BGT += count_BGT
         point, log_count = precision.unpack(*bookmarks.nodes[level])
-        spread = None
+        widths = None
         if index.digest == "spread":
             point, spread = point[..., :-1], precision.to_bfloat16(point[..., -1])
+            widths = square_BTG, spread
         id_BGTX = mosaic_gpu_search.find(
             *(q_BTGK, point, log_count, low, high),
             index.beam if level else index.A,
             groups=groups,
-            spread_BGMR=spread,
+            widths=widths,
         )
     return id_BGTX, scored_BGT
 

@@ -122,7 +122,8 @@ def block_bias(
             f"index.store={index.store!r} to 'float32'"
         )
     low_BQT, high_BQT = open_blocks
-    query_BGQTK = q_BGQTHK.astype(jnp.float32).mean(4) * scale
+    q_BGQTHK = q_BGQTHK.astype(jnp.float32) * scale
+    query_BGQTK = digest.widen(index.digest, q_BGQTHK).mean(4)
 
     def of_list(q_TK, point_JRK, log_count_JR):
         return digest.score(index.digest, q_TK, point_JRK, log_count_JR)
@@ -193,8 +194,9 @@ def divergence(
     log_share = jnp.log(jnp.where(share_BGTN > 0, share_BGTN, 1))
 
     q_BGTHK = _by_groups(sought_BTHK[:, place_T], sought_BSGK, scale)
+    q_BGTK = digest.widen(index.digest, q_BGTHK).mean(3)
     of_row = jax.vmap(jax.vmap(lambda *x: digest.score(index.digest, *x)))
-    score_BGTN = of_row(q_BGTHK.mean(3), *_digests(sought_BSGK, index))
+    score_BGTN = of_row(q_BGTK, *_digests(sought_BSGK, index))
     if spans is not None:
         begin_BGN = jnp.maximum(spans.begin_BGM, 0)
         turn_BGN = jnp.take_along_axis(spans.turn_BGM, begin_BGN, axis=2)

@@ -83,16 +83,17 @@ def choose(
         begin = token // index.query_block * index.query_block
         asking = range(begin, min(begin + index.query_block, len(q_THK)))
     q_HK = np.asarray(q_THK, np.float64)[asking].mean(0) * scale
+    wide_HK = np.stack([reference_digest.widen(index.digest, q_K) for q_K in q_HK])
     if index.query_pool == "mean":
-        q_HK = q_HK.mean(0, keepdims=True)
+        q_HK, wide_HK = (x.mean(0, keepdims=True) for x in (q_HK, wide_HK))
     k_SK = np.asarray(k_SK, np.float64)
 
     def by_digest(level, node):
         digest = bookmarks["levels"][level][node]
-        compared_HK = q_HK
+        compared_HK = wide_HK
         if index.store == "bfloat16":
             compared_HK, point_RK = (
-                reference_digest.keep(x, index.store) for x in (q_HK, digest[0])
+                reference_digest.keep(x, index.store) for x in (wide_HK, digest[0])
             )
             digest = point_RK, digest[1]
         tokens = reference_digest.tokens(index.digest, digest[1])

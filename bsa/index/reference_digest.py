@@ -111,15 +111,18 @@ def aggregate(digests, num_points: int, index: settings.IndexSettings):
     return np.stack(ends), np.full(2, counts[:, 0].sum())
 
 
+def widen(kind: str, q_K):
+    """See `digest.widen`."""
+    return np.append(q_K, q_K @ q_K / 2) if kind == "spread" else q_K
+
+
 def score(kind: str, q_K, point_RK, count_R) -> float:
-    """Log of the mass that a query expects of a bookmark; see `digest.score`."""
+    """Log of the mass that a widened query expects of a bookmark; see `digest.score`."""
     if kind == "minmax":
         bound = sum(max(q * a, q * b) for q, a, b in zip(q_K, *point_RK))
         return bound + np.log(count_R[0])
     if kind == "meanvar":
         return q_K @ point_RK[0] + q_K**2 @ point_RK[1] / 2 + np.log(count_R[0])
-    if kind == "spread":
-        q_K = np.append(q_K, q_K @ q_K / 2)
     return np.log((count_R * np.exp(point_RK @ q_K)).sum())
 
 

@@ -17,6 +17,7 @@ from jax import lax
 from bsa.index import (
     build,
     chapter,
+    digest,
     graph,
     judge,
     kernel,
@@ -136,7 +137,8 @@ def search_blocks(
     q_BTHK, keys, bookmarks = lax.stop_gradient((q_BTHK, keys, bookmarks))
     if noise is None and kernel.can_search(q_BTHK, bookmarks, index, implementation):
         q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32) * scale
-        return kernel.search(q_BTGHK.mean(3), bookmarks, open_blocks, index)
+        q_BTGK = digest.widen(index.digest, q_BTGHK).mean(3)
+        return kernel.search(q_BTGK, bookmarks, open_blocks, index)
     piece = min(index.route_tokens, T)
     pad = -T % piece
 
@@ -157,6 +159,7 @@ def search_blocks(
     def choose(bookmarks, arguments):
         q, low, high, seed_BGT = arguments
         q = jnp.moveaxis(q, 1, 2).astype(jnp.float32) * scale
+        q = digest.widen(index.digest, q)
         noise = seed_BGT, noise_scale
         return _choose(q, keys, bookmarks, (low, high), noise, index, read)
 
@@ -176,7 +179,7 @@ def search_blocks(
 
 
 def _choose(q, keys, bookmarks, open_blocks, noise, index, read):
-    """Choices and counts of a piece of the tokens: scaled float32 queries [B, G, T, H/G, K]."""
+    """Choices and counts of a piece of the tokens: scaled float32 queries [B, G, T, H/G, K], widened."""
     low, high = open_blocks
     if index.query_pool == "mean":
         q = q.mean(3, keepdims=True)

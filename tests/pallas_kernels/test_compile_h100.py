@@ -167,17 +167,17 @@ def test_searches_fit_in_shared_memory(mesh, R, group):
     M, T, looked = 2**16, 2**14, 18
     shapes = [(1, T, 4, 128), (1, 4, M, R, 128), (1, 4, M, R), (1, 4, M, R)]
     floats = [_shape(jnp.bfloat16, *shape) for shape in shapes[:2]]
-    floats += [_shape(jnp.float32, *shape) for shape in shapes[2:]]
+    floats += [_shape(jnp.float32, *shape) for shape in (*shapes[2:], (1, T, 4))]
     place_BT, group_BGTX = (
         _shape(jnp.int32, *shape) for shape in ((1, T), (1, 4, T, looked))
     )
 
-    def search(q, point, log_count, spread, low, high, groups):
+    def search(q, point, log_count, spread, square, low, high, groups):
         return mosaic_gpu_search.find(
             *(q, point, log_count, low, high),
             16,
             groups=(groups, group) if group else None,
-            spread_BGMR=spread,
+            widths=(square, spread),
             interpret=False,
         )
 

@@ -50,6 +50,7 @@ def test_finds_the_best(R, is_grouped, has_spread):
         group_BGTX = np.random.default_rng(9).integers(-1, -(-M // GROUP), (B, G, T, 3))
         groups = jnp.asarray(group_BGTX, jnp.int32), GROUP
 
+    square_BTG = (np.square(arguments[0]).sum(-1) / 2).astype(np.float32)
     spread_BGMR = np.zeros((B, G, M, R), np.float32)
     if has_spread:
         spread_BGMR += np.random.default_rng(8).integers(0, 3, spread_BGMR.shape)
@@ -59,14 +60,14 @@ def test_finds_the_best(R, is_grouped, has_spread):
         return mosaic_gpu_search.find(
             *(*arrays, NUM),
             groups=groups,
-            spread_BGMR=spread_BGMR if has_spread else None,
+            widths=(square_BTG, spread_BGMR) if has_spread else None,
             interpret=interpret,
         )
 
     found = find(*map(jnp.asarray, arguments))
     q, point, log_count, low, high = arguments
     logit = np.einsum("btgk,bgmrk->bgtmr", q, point) + log_count[:, :, None]
-    logit += np.einsum("btg,bgmr->bgtmr", np.square(q).sum(-1) / 2, spread_BGMR)
+    logit += np.einsum("btg,bgmr->bgtmr", square_BTG, spread_BGMR)
     with np.errstate(divide="ignore"):
         score = np.log(np.exp(logit, dtype=np.float64).sum(-1))
     place = np.arange(M)

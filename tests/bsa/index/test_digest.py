@@ -39,7 +39,9 @@ def test_digests(kind, R):
     point_BGNRK, log_count_BGNR, quote_BGNR = summarise(k_BGNCK, index)
     q_HK = random_keys(7, 3, 5)
     for b, g in np.ndindex(2, 2):
-        score_HN = digest.score(kind, q_HK, point_BGNRK[b, g], log_count_BGNR[b, g])
+        score_HN = digest.score(
+            kind, digest.widen(kind, q_HK), point_BGNRK[b, g], log_count_BGNR[b, g]
+        )
         for n in range(3):
             point_RK, count_R, quotes = reference_digest.summarise(
                 k_BGNCK[b, g, n], index
@@ -50,7 +52,8 @@ def test_digests(kind, R):
             assert sorted(quote_R < 0) == sorted(np.array(quotes) < 0)
             assert n != 1 or (quote_R < 4).all(), "ties go to the earlier token"
             for h in range(3):
-                expected = reference_digest.score(kind, q_HK[h], point_RK, count_R)
+                wide_K = reference_digest.widen(kind, np.asarray(q_HK[h]))
+                expected = reference_digest.score(kind, wide_K, point_RK, count_R)
                 np.testing.assert_allclose(score_HN[h, n], expected, atol=1e-4)
 
 
@@ -100,7 +103,8 @@ def test_minmax_bounds_the_mass():
 def test_as_many_points_as_tokens_are_exact(kind):
     k_BGNCK, q_HK = random_keys(4, 1, 1, 3, 8, 5), random_keys(5, 2, 5)
     point, log_count, _ = summarise(k_BGNCK, settings(kind, 8))
-    score_HN = digest.score(kind, q_HK, point[0, 0], log_count[0, 0])
+    wide_HK = digest.widen(kind, q_HK)
+    score_HN = digest.score(kind, wide_HK, point[0, 0], log_count[0, 0])
     logit_HNC = jnp.einsum("hk,nck->hnc", q_HK, k_BGNCK[0, 0])
     np.testing.assert_allclose(score_HN, jax.nn.logsumexp(logit_HNC, -1), rtol=1e-5)
 
