@@ -17,9 +17,10 @@ def test_table_of_a_trained_models_keys(tmp_path):
     command += ["--choices=4", "--beam=2", f"--results={tmp_path}"]
     subprocess.run(command, cwd=ROOT, check=True)
     rows = json.loads((tmp_path / "index_recall.json").read_text())["records"]
-    assert len(rows) == 25, "five digests, by five kinds of route"
+    assert len(rows) == 30, "six digests, by five kinds of route"
     for row in rows:
         assert 0 < row["mass_caught"] <= row["oracle_mass"] <= 1
+        assert 0 < row["neighbour_overlap"] < 1
         if row["route"] == "flat":
             assert row["recall_of_flat"] == row["share_scored"] == 1
             assert row["share_proven"] == 1
