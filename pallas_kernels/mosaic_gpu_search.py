@@ -77,40 +77,14 @@ def find(
             f"{mosaic_gpu_operands.INSTEAD}"
         )
     nodes = _choose_nodes(R, K, group)
-    tokens = mosaic_gpu_operands.round_up(T, TOKENS)
-    pad = mosaic_gpu_operands.pad
-    low_BT, high_BT = (pad(x, {1: tokens}) for x in (low_BT, high_BT))
-    begin_BQ = list_BGQJ = None
-    if group_BGTX is None:
-        begin_BQ, steps_BGQ = _list_tiles(low_BT, high_BT, nodes, G)
-    else:
-        group_BGTX = pad(group_BGTX, {2: tokens}, -1)
-        list_BGQJ, count_BGQ = _unite(group_BGTX, -(-M // group))
-        steps_BGQ = count_BGQ * (group // nodes)
-        group_BGTX = group_BGTX.swapaxes(2, 3)
-
-    def cut(x, value=0):
-        x = pad(x, {2: mosaic_gpu_operands.round_up(M, group or nodes)}, value)
-        x = x.reshape(B, G, -1, nodes, *x.shape[3:]).swapaxes(3, 4)
-        return x.reshape(B, G, -1, R * nodes, *x.shape[5:])
-
-    log_count = jnp.maximum(log_count_BGMR, mosaic_gpu_best.LOWEST)
-    spread = square_BGT = None
-    if widths is not None:
-        spread = cut(spread_BGMR)
-        square_BGT = pad(square_BTG, {1: tokens}).swapaxes(1, 2)
-        square_BGT *= mosaic_gpu_plan.LOG2E
-    inputs = mosaic_gpu_rank.Inputs(
-        pad(q_BTGK.astype(jnp.bfloat16), {1: tokens}),
-        cut(point_BGMRK.astype(jnp.bfloat16)),
-        cut(log_count * mosaic_gpu_plan.LOG2E, mosaic_gpu_best.LOWEST),
-        *(low_BT, high_BT, begin_BQ, steps_BGQ, group_BGTX, list_BGQJ),
-        *(spread, square_BGT),
+    inputs = _prepare(
+        *(q_BTGK, point_BGMRK, log_count_BGMR, low_BT, high_BT),
+        *(groups, widths, nodes),
     )
     plan = mosaic_gpu_rank.Plan(
-        *(B, G, tokens, R, K),
-        X=0 if group_BGTX is None else group_BGTX.shape[2],
-        J=0 if list_BGQJ is None else list_BGQJ.shape[3],
+        *(B, G, inputs.q_BTGK.shape[1], R, K),
+        X=0 if group_BGTX is None else group_BGTX.shape[3],
+        J=0 if group_BGTX is None else inputs.list_BGQJ.shape[3],
         num=num,
         nodes=nodes,
         parts=(group or nodes) // nodes,
@@ -126,6 +100,45 @@ def fits(K, M, R, group=None):
     """Whether the kernel can search M nodes of R points of width K, in groups of so many or (None) all of them."""
     is_size = K in mosaic_gpu_operands.WIDTHS and M <= MAX_NODES
     return is_size and _choose_nodes(R, K, group) is not None
+
+
+def _prepare(
+    q_BTGK, point_BGMRK, log_count_BGMR, low_BT, high_BT, groups, widths, nodes
+):
+    """The kernel's inputs: queries in whole thread blocks, points in tiles of so many nodes; arguments as for `find`."""
+    B, G, M, R, _ = point_BGMRK.shape
+    tokens = mosaic_gpu_operands.round_up(q_BTGK.shape[1], TOKENS)
+    pad = mosaic_gpu_operands.pad
+    low_BT, high_BT = (pad(x, {1: tokens}) for x in (low_BT, high_BT))
+    group_BGTX, group = groups or (None, nodes)
+    begin_BQ = list_BGQJ = group_BGXT = None
+    if group_BGTX is None:
+        begin_BQ, steps_BGQ = _list_tiles(low_BT, high_BT, nodes, G)
+    else:
+        group_BGTX = pad(group_BGTX, {2: tokens}, -1)
+        list_BGQJ, count_BGQ = _unite(group_BGTX, -(-M // group))
+        steps_BGQ = count_BGQ * (group // nodes)
+        group_BGXT = group_BGTX.swapaxes(2, 3)
+
+    def cut(x, value=0):
+        x = pad(x, {2: mosaic_gpu_operands.round_up(M, group)}, value)
+        x = x.reshape(B, G, -1, nodes, *x.shape[3:]).swapaxes(3, 4)
+        return x.reshape(B, G, -1, R * nodes, *x.shape[5:])
+
+    log_count = jnp.maximum(log_count_BGMR, mosaic_gpu_best.LOWEST)
+    spread = square_BGT = None
+    if widths is not None:
+        square_BTG, spread_BGMR = widths
+        spread = cut(spread_BGMR)
+        square_BGT = pad(square_BTG, {1: tokens}).swapaxes(1, 2)
+        square_BGT *= mosaic_gpu_plan.LOG2E
+    return mosaic_gpu_rank.Inputs(
+        pad(q_BTGK.astype(jnp.bfloat16), {1: tokens}),
+        cut(point_BGMRK.astype(jnp.bfloat16)),
+        cut(log_count * mosaic_gpu_plan.LOG2E, mosaic_gpu_best.LOWEST),
+        *(low_BT, high_BT, begin_BQ, steps_BGQ, group_BGXT, list_BGQJ),
+        *(spread, square_BGT),
+    )
 
 
 def _choose_nodes(R, K, group):
