@@ -111,12 +111,12 @@ def _order(point_BGMRK, log_count_BGMR, index):
     centre_BGNCK = centre.reshape(B, G, -1, volume, centre.shape[-1])
     if index.chapter_by == "cluster":
         centre_BGNCK = jnp.where(is_there_BGNC[..., None], centre_BGNCK, 0)
-        label_BGNC = cluster.label(
+        label_BGNC = cluster.cluster(
             centre_BGNCK,
             index.volume_chapters,
             index.lloyd_steps,
             is_there_BGNC.astype(jnp.float32),
-        )
+        ).label_BGNC
         label_BGNC = jnp.where(is_there_BGNC, label_BGNC, index.volume_chapters)
         order_BGNC = jnp.argsort(label_BGNC, axis=-1, stable=True)
     else:

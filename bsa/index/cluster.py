@@ -1,4 +1,10 @@
-"""Points to the means of a few clusters. Called by `digest`, for keys of a block and points of a group, and by `chapter`."""
+"""Points to the means of a few clusters. Called by `digest`, for keys of a block and points of a group, and by `chapter`.
+
+Every mean is a sum of keys, so all distances that clustering asks for follow from the inner products of a block's keys: C x C
+numbers, which are read again and again, where keys have C x K and are read twice.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +12,23 @@ import jax.numpy as jnp
 from pallas_kernels import shapes
 
 
-def cluster(k_BGNCK, num_points: int, lloyd_steps: int, count_BGNC=None):
+class Clusters(NamedTuple):
+    """Clusters of each block's keys.
+
+    Attributes:
+        point_BGNRK: float32, their means.
+        log_count_BGNR: float32, natural log of the tokens that a point stands for: -inf for a cluster that holds none.
+        quote_BGNR: int32, place in the block of the key nearest to each point; ties go to the earlier one.
+        label_BGNC: int32, the cluster that each key is in.
+    """
+
+    point_BGNRK: jax.Array
+    log_count_BGNR: jax.Array
+    quote_BGNR: jax.Array
+    label_BGNC: jax.Array
+
+
+def cluster(k_BGNCK, num_points: int, lloyd_steps: int, count_BGNC=None) -> Clusters:
     """Summarises each block's keys by the means of a few clusters.
 
     Seeds are the key nearest the block's mean and then, one at a time, the key farthest from all seeds so far
@@ -18,47 +40,42 @@ def cluster(k_BGNCK, num_points: int, lloyd_steps: int, count_BGNC=None):
         num_points: R, at most C.
         lloyd_steps: refinements; each point's mean and count are those of the last assignment.
         count_BGNC: float32, tokens that each key stands for; None: one each. A key of none counts for nothing.
-    Returns:
-        point_BGNRK in float32, and log_count_BGNR in float32, natural log of the tokens that a point stands for:
-        -inf for a cluster that holds none.
     """
     shapes.check(k_BGNCK=k_BGNCK, count_BGNC=count_BGNC)
-    k_BGNCK = k_BGNCK.astype(jnp.float32)
-    point_BGNRK = _farthest_keys(k_BGNCK, num_points, count_BGNC)
+    gram_BGNCC = _products(jax.lax.stop_gradient(k_BGNCK))
+    member_BGNRC = _farthest_keys(gram_BGNCC, num_points, count_BGNC)
     for _ in range(lloyd_steps):
-        mean_BGNRK, count_BGNR = _cluster_means(k_BGNCK, point_BGNRK, count_BGNC)
-        point_BGNRK = jnp.where(count_BGNR[..., None] > 0, mean_BGNRK, point_BGNRK)
-    _, count_BGNR = _cluster_means(k_BGNCK, point_BGNRK, count_BGNC)
-    return point_BGNRK, jnp.log(count_BGNR)
+        label_BGNC, _ = _assign(gram_BGNCC, member_BGNRC)
+        new_BGNRC = _members(label_BGNC, num_points, count_BGNC)
+        is_found = new_BGNRC.sum(-1, keepdims=True) > 0
+        member_BGNRC = jnp.where(is_found, new_BGNRC, member_BGNRC)
+    label_BGNC, quote_BGNR = _assign(gram_BGNCC, member_BGNRC)
+    count_BGNR = _members(label_BGNC, num_points, count_BGNC).sum(-1)
+    total_BGNRK = jnp.einsum(
+        "BGNRC,BGNCK->BGNRK", member_BGNRC, k_BGNCK.astype(jnp.float32)
+    )
+    point_BGNRK = total_BGNRK / member_BGNRC.sum(-1, keepdims=True)
+    return Clusters(point_BGNRK, jnp.log(count_BGNR), quote_BGNR, label_BGNC)
 
 
-def spread(k_BGNCK, point_BGNRK, count_BGNC=None, spread_BGNC=None):
-    """Mean square of what keys differ from the point nearest to them, a number of K each: float32[B, G, N, R].
+def spread(k_BGNCK, clusters: Clusters, count_BGNC=None, spread_BGNC=None):
+    """Mean square of what keys differ from the point of their cluster, a number of K each: float32[B, G, N, R].
 
-    0 for a point that is nearest to none. A key that stands for several has a spread of its own, which joins it. Arguments
-    as for `cluster`; points as it returns them.
+    0 for a cluster that holds none. A key that stands for several has a spread of its own, which joins it. Arguments
+    as for `cluster`, and what it returned.
     """
-    shapes.check(k_BGNCK=k_BGNCK, point_BGNRK=point_BGNRK, spread_BGNC=spread_BGNC)
+    shapes.check(k_BGNCK=k_BGNCK, spread_BGNC=spread_BGNC)
     k_BGNCK = k_BGNCK.astype(jnp.float32)
-    member_BGNCR = _members(k_BGNCK, point_BGNRK, count_BGNC)
+    num_points = clusters.point_BGNRK.shape[3]
     gaps = [
-        jnp.square(k_BGNCK - point_BGNRK[:, :, :, r : r + 1]).mean(-1)
-        for r in range(point_BGNRK.shape[3])
-    ]
-    gap_BGNCR = jnp.stack(gaps, axis=-1)
-    if spread_BGNC is not None:
-        gap_BGNCR += spread_BGNC[..., None]
-    return (member_BGNCR * gap_BGNCR).sum(3) / jnp.maximum(member_BGNCR.sum(3), 1)
-
-
-def label(k_BGNCK, num_points: int, lloyd_steps: int, count_BGNC):
-    """int32 cluster that each key is in, [B, G, N, C]; arguments as for `cluster`."""
-    point_BGNRK, _ = cluster(k_BGNCK, num_points, lloyd_steps, count_BGNC)
-    gaps = [
-        _squared_distance(k_BGNCK, point_BGNRK[:, :, :, r : r + 1])
+        jnp.square(k_BGNCK - clusters.point_BGNRK[:, :, :, r : r + 1]).mean(-1)
         for r in range(num_points)
     ]
-    return jnp.argmin(jnp.stack(gaps, axis=-1), axis=-1).astype(jnp.int32)
+    gap_BGNRC = jnp.stack(gaps, axis=3)
+    if spread_BGNC is not None:
+        gap_BGNRC += spread_BGNC[:, :, :, None]
+    member_BGNRC = _members(clusters.label_BGNC, num_points, count_BGNC)
+    return (member_BGNRC * gap_BGNRC).sum(-1) / jnp.maximum(member_BGNRC.sum(-1), 1)
 
 
 def nearest(k_BGNCK, point_BGNRK):
@@ -66,49 +83,76 @@ def nearest(k_BGNCK, point_BGNRK):
     shapes.check(k_BGNCK=k_BGNCK, point_BGNRK=point_BGNRK)
     k_BGNCK = jax.lax.stop_gradient(k_BGNCK).astype(jnp.float32)
     gaps = [
-        _squared_distance(k_BGNCK, point_BGNRK[:, :, :, r : r + 1])
+        jnp.square(k_BGNCK - point_BGNRK[:, :, :, r : r + 1]).sum(-1)
         for r in range(point_BGNRK.shape[3])
     ]
     return jnp.argmin(jnp.stack(gaps, axis=3), axis=-1).astype(jnp.int32)
 
 
-def _farthest_keys(k_BGNCK, num_points, count_BGNC):
-    """R keys of each block: the one nearest the mean, then each time the one farthest from those taken."""
-    if count_BGNC is None:
-        mean_BGN1K = k_BGNCK.mean(3, keepdims=True)
-        missing_BGNC = False
-    else:
-        total_BGN = jnp.maximum(count_BGNC.sum(3), 1)[..., None, None]
-        mean_BGN1K = (k_BGNCK * count_BGNC[..., None]).sum(3, keepdims=True) / total_BGN
-        missing_BGNC = count_BGNC <= 0
-    gap_BGNC = _squared_distance(k_BGNCK, mean_BGN1K)
+def _products(k_BGNCK):
+    """Inner products of a block's keys, [B, G, N, C, C] in float32, of keys that may have been moved together."""
+    if k_BGNCK.dtype == jnp.bfloat16:
+        return jnp.einsum(
+            "BGNCK,BGNDK->BGNCD", k_BGNCK, k_BGNCK, preferred_element_type=jnp.float32
+        )
+    # Moved by the first key, so that what all keys have in common costs no bits.
+    k_BGNCK = k_BGNCK.astype(jnp.float32)
+    k_BGNCK -= k_BGNCK[:, :, :, :1]
+    return jnp.einsum("BGNCK,BGNDK->BGNCD", k_BGNCK, k_BGNCK, precision="highest")
+
+
+def _farthest_keys(gram_BGNCC, num_points, count_BGNC):
+    """A key of each block for each of R clusters: the one nearest the mean, then each time the one farthest from those taken.
+
+    Returns:
+        member_BGNRC: float32, 1 for the key of each cluster.
+    """
+    C = gram_BGNCC.shape[-1]
+    count = jnp.ones(gram_BGNCC.shape[:-1]) if count_BGNC is None else count_BGNC
+    missing_BGNC = count <= 0
+    own_BGNC = _own(gram_BGNCC)
+    total_BGN1 = jnp.maximum(count.sum(-1, keepdims=True), 1)
+    pull_BGNC = _pull(gram_BGNCC, count[:, :, :, None])[:, :, :, 0]
+    gap_BGNC = total_BGN1 * own_BGNC - 2 * pull_BGNC
     pick = jnp.argmin(jnp.where(missing_BGNC, jnp.inf, gap_BGNC), axis=3)
-    seeds, gap_BGNC = [], jnp.inf
-    for _ in range(num_points):
-        seed_BGN1K = jnp.take_along_axis(k_BGNCK, pick[..., None, None], axis=3)
-        seeds.append(seed_BGN1K)
-        gap_BGNC = jnp.minimum(gap_BGNC, _squared_distance(k_BGNCK, seed_BGN1K))
+
+    def take(state, _):
+        pick, gap_BGNC = state
+        seed_BGNC = jax.nn.one_hot(pick, C)
+        pull_BGNC = _pull(gram_BGNCC, seed_BGNC[:, :, :, None])[:, :, :, 0]
+        own_BGN1 = (seed_BGNC * own_BGNC).sum(-1, keepdims=True)
+        gap_BGNC = jnp.minimum(gap_BGNC, own_BGNC - 2 * pull_BGNC + own_BGN1)
         pick = jnp.argmax(jnp.where(missing_BGNC, -1, gap_BGNC), axis=3)
-    return jnp.concatenate(seeds, axis=3)
+        return (pick, gap_BGNC), seed_BGNC
+
+    first = pick, jnp.full_like(gap_BGNC, jnp.inf)
+    _, seed_RBGNC = jax.lax.scan(take, first, length=num_points, unroll=num_points <= 2)
+    return jnp.moveaxis(seed_RBGNC, 0, 3)
 
 
-def _squared_distance(k_BGNCK, point_BGN1K):
-    return jnp.square(k_BGNCK - point_BGN1K).sum(-1)
+def _own(gram_BGNCC):
+    """Squares of the keys, [B, G, N, C]."""
+    return (gram_BGNCC * jnp.eye(gram_BGNCC.shape[-1])).sum(-1)
 
 
-def _members(k_BGNCK, point_BGNRK, count_BGNC):
-    """float32 [B, G, N, C, R], tokens of each key at the point nearest to it, 0 elsewhere."""
-    affinity_BGNCR = jnp.einsum("BGNCK,BGNRK->BGNCR", k_BGNCK, point_BGNRK)
-    affinity_BGNCR -= 0.5 * jnp.square(point_BGNRK).sum(-1)[:, :, :, None]
-    member_BGNCR = jax.nn.one_hot(
-        jnp.argmax(affinity_BGNCR, axis=-1), point_BGNRK.shape[3], dtype=jnp.float32
-    )
-    return member_BGNCR if count_BGNC is None else member_BGNCR * count_BGNC[..., None]
+def _pull(gram_BGNCC, member_BGNRC):
+    """Inner products of each key with the sum of a cluster's members, [B, G, N, R, C]."""
+    return (gram_BGNCC[:, :, :, None] * member_BGNRC[..., None, :]).sum(-1)
 
 
-def _cluster_means(k_BGNCK, point_BGNRK, count_BGNC):
-    """Means and counts of the keys nearest to each point; 0 and 0 for a point nearest to none."""
-    member_BGNCR = _members(k_BGNCK, point_BGNRK, count_BGNC)
-    count_BGNR = member_BGNCR.sum(3)
-    total_BGNRK = jnp.einsum("BGNCR,BGNCK->BGNRK", member_BGNCR, k_BGNCK)
-    return total_BGNRK / jnp.maximum(count_BGNR, 1)[..., None], count_BGNR
+def _assign(gram_BGNCC, member_BGNRC):
+    """The cluster whose mean is nearest to each key, int32 [B, G, N, C], and the key nearest to each mean, [B, G, N, R]."""
+    total_BGNR1 = member_BGNRC.sum(-1, keepdims=True)
+    pull_BGNRC = _pull(gram_BGNCC, member_BGNRC) / total_BGNR1
+    square_BGNR1 = (member_BGNRC * pull_BGNRC).sum(-1, keepdims=True) / total_BGNR1
+    label_BGNC = jnp.argmax(pull_BGNRC - 0.5 * square_BGNR1, axis=3)
+    away_BGNRC = _own(gram_BGNCC)[:, :, :, None] - 2 * pull_BGNRC
+    quote_BGNR = jnp.argmin(away_BGNRC, axis=-1)
+    return label_BGNC.astype(jnp.int32), quote_BGNR.astype(jnp.int32)
+
+
+def _members(label_BGNC, num_points, count_BGNC):
+    """Tokens of each key in each of R clusters: float32 [B, G, N, R, C]."""
+    place_R1 = jnp.arange(num_points)[:, None]
+    count = jnp.ones(()) if count_BGNC is None else count_BGNC[:, :, :, None]
+    return (label_BGNC[:, :, :, None] == place_R1) * count

@@ -29,10 +29,14 @@ def summarise(k_BGNCK, index: settings.IndexSettings):
             or, as a variance, is no place.
     """
     shapes.check(k_BGNCK=k_BGNCK)
-    k_BGNCK = k_BGNCK.astype(jnp.float32)
     if index.digest in ("clusters", "spread"):
-        point, log_count = cluster.cluster(k_BGNCK, index.R, index.lloyd_steps)
-    elif index.digest == "submeans":
+        clusters = cluster.cluster(k_BGNCK, index.R, index.lloyd_steps)
+        point, log_count, quote, _ = clusters
+        if index.digest == "spread":
+            point = _append(point, cluster.spread(k_BGNCK, clusters))
+        return point, log_count, jnp.where(log_count > -jnp.inf, quote, -1)
+    k_BGNCK = k_BGNCK.astype(jnp.float32)
+    if index.digest == "submeans":
         point, log_count = _submeans(k_BGNCK, index.R)
     elif index.digest == "distinctive":
         point, log_count = _distinctive(k_BGNCK, index.R)
@@ -44,8 +48,6 @@ def summarise(k_BGNCK, index: settings.IndexSettings):
         point = jnp.stack(ends, axis=3)
         log_count = jnp.full(point.shape[:4], np.log(k_BGNCK.shape[3]), jnp.float32)
     quote = cluster.nearest(k_BGNCK, point)
-    if index.digest == "spread":
-        point = _append(point, cluster.spread(k_BGNCK, point))
     return point, log_count, jnp.where(is_place(index.digest, log_count), quote, -1)
 
 
@@ -69,12 +71,13 @@ def aggregate(
     shapes.check(point_BGNCK=point_BGNCK, log_count_BGNC=log_count_BGNC)
     if index.digest not in ("minmax", "meanvar"):
         place_BGNCK, count_BGNC = places(index.digest, point_BGNCK, log_count_BGNC)
-        point, log_count = cluster.cluster(
+        clusters = cluster.cluster(
             place_BGNCK, num_points, index.lloyd_steps, count_BGNC
         )
+        point, log_count = clusters[:2]
         if index.digest == "spread":
             own_BGNC = point_BGNCK[..., -1]
-            spread = cluster.spread(place_BGNCK, point, count_BGNC, own_BGNC)
+            spread = cluster.spread(place_BGNCK, clusters, count_BGNC, own_BGNC)
             point = _append(point, spread)
         return point, log_count
     first, second = point_BGNCK[:, :, :, ::2], point_BGNCK[:, :, :, 1::2]
@@ -95,19 +98,23 @@ def aggregate(
     return jnp.where(is_empty, 0, jnp.stack(ends, axis=3)), jnp.tile(total_BGN1, 2)
 
 
-def score(digest: str, q_HK, point_MRK, log_count_MR):
-    """Log of the attention mass that each query expects of each bookmark, or its upper bound: float32[H, M], nats.
+def score(digest: str, q_HK, point_MRK, log_count_MR, point_pool: str = "logsumexp"):
+    """Log of the attention mass that each query expects of each bookmark, or a bound of it: float32[H, M], nats.
 
     Args:
         digest: one of `settings.DIGESTS`.
         q_HK: float32 queries, times the attention's scale, as `widen` makes them.
+        point_pool: "max": what the best point of a mixture promises alone, at most log(R) less.
     """
     shapes.check(q_HK=q_HK, point_MRK=point_MRK, log_count_MR=log_count_MR)
     if digest in ("minmax", "meanvar"):
         logit_HM = lift(digest, q_HK) @ point_MRK.reshape(point_MRK.shape[0], -1).T
         return logit_HM + log_count_MR[:, 0]
     logit_HRM = jnp.einsum("hk,rmk->hrm", q_HK, point_MRK.swapaxes(0, 1))
-    return _log_sum(jnp.unstack(logit_HRM + log_count_MR.T, axis=1))
+    logits = jnp.unstack(logit_HRM + log_count_MR.T, axis=1)
+    if point_pool == "max":
+        return functools.reduce(jnp.maximum, logits)
+    return _log_sum(logits)
 
 
 def widen(digest: str, q):
