@@ -71,6 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
     index.open_tokens = 16  # for how many tokens a chosen block stays open, its own included
     index.X = 0  # shortlist whose exact keys pick the A blocks; 0 leaves the choice to the points
     index.query_pool = "mean"  # scores of a key/value head: "mean" of its queries, or "heads" (sum of their softmaxes)
+    index.point_pool = "logsumexp"  # score of a bookmark's points: "logsumexp", the mass that all promise, or "max", what the best one does: as good, and Hopper's kernel searches faster
     index.granularity = "token"  # who chooses: each "token" for itself, or a query "block" by the mean of its queries: its first tokens are led by its last, so only --mode=generate reads prompts by it (--decode.granularity), nothing is trained or evaluated
     index.route_tokens = 1024  # tokens routed at once: bounds the memory of scores
     index.digest = "clusters"  # what a bookmark keeps: clusters, spread, submeans, minmax, meanvar or distinctive; see bsa/index/digest.py

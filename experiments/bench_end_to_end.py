@@ -59,7 +59,8 @@ FLAT = settings.IndexSettings(
 
 
 def settings_for(route_name, length):
-    """The index of one route; as many levels as the text asks for."""
+    """The index of one route, by best points if its name ends in "-max"; as many levels as the text asks for."""
+    route_name, _, point_pool = route_name.partition("-")
     num, levels = length // FLAT.C // FLAT.chapter_bookmarks, 1
     while num > COARSEST:
         num, levels = num // FLAT.chapter_bookmarks, levels + 1
@@ -67,6 +68,7 @@ def settings_for(route_name, length):
         FLAT,
         route=route_name,
         chapter_levels=levels,
+        point_pool=point_pool or FLAT.point_pool,
         P=8 if route_name == "graph" else 0,
     )
 
@@ -194,7 +196,7 @@ def measure(length, route_name, flags, dense):
     """Records of a layer, whole and step by step.
 
     Args:
-        route_name: of `settings.ROUTES`; with ":xla" behind it if XLA is to search.
+        route_name: as for `settings_for`; with ":xla" behind it if XLA is to search.
         dense: as `measure_dense` leaves it.
     """
     name, _, searched_by = route_name.partition(":")

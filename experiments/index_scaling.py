@@ -1,6 +1,6 @@
 """How building an index and routing through it grow with the text.
 
-Command: python -m experiments.index_scaling [--tokens=16384,65536] [--routes=flat,chapters,graph] [--routed=1024] [--coarsest=2048]
+Command: python -m experiments.index_scaling [--tokens=16384,65536] [--routes=flat,chapters-max,graph] [--routed=1024] [--coarsest=2048]
 Hardware: any; the records say which
 Output: experiments/results/index_scaling.json and .png; lengths and routes measured before on the same device stay
 
@@ -37,12 +37,15 @@ COARSEST = 2048
 
 
 def settings_for(route_name, tokens, coarsest=COARSEST):
-    """The default index with one route; levels are added until there are at most `coarsest` of the coarsest chapters, all
-    of which a query is compared with.
+    """The default index with one route, by best points if its name ends in "-max".
+
+    Levels are added until there are at most `coarsest` of the coarsest chapters, all of which a query is compared with.
     """
+    route_name, _, point_pool = route_name.partition("-")
     index = dataclasses.replace(
         settings.from_config(base.get_config()).model.index,
         route=route_name,
+        point_pool=point_pool or "logsumexp",
         chapter_bookmarks=32,
         chapter_R=8,
         beam=16,
@@ -167,7 +170,8 @@ def draw(records, path):
     backend_agg.FigureCanvasAgg(figure)
     axes = figure.subplots()
     styles = dict(zip(dict.fromkeys(r["device"] for r in records), ("-", "--", ":")))
-    colors = dict(zip(dict.fromkeys(r["route"] for r in records), ("C0", "C1", "C2")))
+    names = dict.fromkeys(r["route"] for r in records)
+    colors = {name: f"C{i}" for i, name in enumerate(names)}
     for device, style in styles.items():
         for name, color in colors.items():
             rows = [r for r in records if (r["device"], r["route"]) == (device, name)]

@@ -58,7 +58,11 @@ def _cases():
     cases = {
         **{f"open8-pooled-lists{J}": FEW | {"J": J} for J in (64, 96, 128, 192)},
         "open8-pooled-lists128-spread": FEW | {"J": 128, "digest": "spread"},
+        "open8-pooled-lists128-max": FEW | {"J": 128, "point_pool": "max"},
         "open8-pooled-lists128-points4": FEW | {"J": 128, "R": 4},
+        "open8-pooled-lists128-points4-max": FEW
+        | {"J": 128, "R": 4, "point_pool": "max"},
+        "open16-points4-chapters-max": OPEN | {"R": 4, "point_pool": "max"} | CHAPTERS,
         "open8-pooled-lists128-spread4": FEW | {"J": 128, "R": 4, "digest": "spread"},
         "open16": OPEN,
         "open16-exact64": OPEN | {"X": 64},

@@ -121,7 +121,7 @@ def _spread_largest(x, scratch_ref):
 
 
 def _score(plan, shared, slot, q_ref, square):
-    """Logarithms of the mass that each node of a tile promises each row: [64, nodes], to base 2.
+    """Logarithms of the mass that each node of a tile, or its best point, promises each row: [64, nodes], to base 2.
 
     Args:
         square: of each row, times a point's spread joins its products; None: points have none.
@@ -146,11 +146,13 @@ def _score(plan, shared, slot, q_ref, square):
             largest,
             functools.reduce(jnp.maximum, logits + [largest] * bool(first)),
         )
+        if plan.point_pool == "max" or plan.R == 1:
+            continue
         shares = [jnp.exp2(x - largest) for x in logits]
         if first:
             shares.append(total * jnp.exp2(before - largest))
         total = functools.reduce(jnp.add, shares)
-    return largest if plan.R == 1 else largest + jnp.log2(total)
+    return largest if total is None else largest + jnp.log2(total)
 
 
 def _load_points(slot, places, shape, shared_ref):

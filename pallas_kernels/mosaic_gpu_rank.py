@@ -40,6 +40,7 @@ class Plan:
     nodes: int
     parts: int
     stages: int
+    point_pool: str
 
     @property
     def rings(self):

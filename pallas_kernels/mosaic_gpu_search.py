@@ -1,6 +1,7 @@
 """The nodes of an index that each query likes best, on Hopper GPUs: scores stay on the chip. Called by `bsa.index.kernel`.
 
-A node is a mixture of R points with counts, and its score the logarithm of the attention mass that they promise. Points may
+A node is a mixture of R points with counts, and its score the logarithm of the attention mass that they promise, or that the best of
+them does. Points may
 stand for Gaussians as wide in all directions: half the query's square, times the point's variance, joins the product. Queries
 that look at some groups of nodes only share, 64 neighbours each, the tiles of all groups that one of them looks at.
 """
@@ -39,6 +40,7 @@ def find(
     *,
     groups=None,
     widths=None,
+    point_pool="logsumexp",
     interpret=None,
 ):
     """The `num` nodes in [low, high) with the highest scores for each query.
@@ -50,6 +52,7 @@ def find(
         groups: None: a query looks at all these nodes. Else group_BGTX, int32, and how many consecutive nodes are a
             group: it looks at those of its groups only; -1 is none.
         widths: square_BTG and spread_BGMR, float32, whose product joins that of query and point; None: nothing does.
+        point_pool: "logsumexp", or "max": a node is worth its best point. Exponentials take most of the time otherwise.
         interpret: as in `mosaic_gpu.attend`.
     Returns:
         id_BGTA: int32, best first, equal ones by id; -1 after the last that scores more than -inf.
@@ -89,6 +92,7 @@ def find(
         nodes=nodes,
         parts=(group or nodes) // nodes,
         stages=_count_stages(R, K, nodes, group),
+        point_pool=point_pool,
     )
     id_BGAT, score_BGAT = mosaic_gpu_rank.run(plan, inputs, interpret)
     is_node = score_BGAT > mosaic_gpu_best.LOWEST / 2

@@ -31,7 +31,9 @@ def score(q_HK, judged, index: settings.IndexSettings):
     point_MRK, log_count_MR = precision.unpack(*node)
     if index.store == "bfloat16":
         q_HK, point_MRK = map(precision.to_bfloat16, (q_HK, point_MRK))
-    score_HM = digest.score(index.digest, q_HK, point_MRK, log_count_MR)
+    score_HM = digest.score(
+        index.digest, q_HK, point_MRK, log_count_MR, index.point_pool
+    )
     if index.span_blocks == 1:
         return score_HM
     score_HM -= digest.log_tokens(index.digest, log_count_MR)

@@ -74,6 +74,7 @@ def search(q_BTGK, bookmarks, open_blocks, index: settings.IndexSettings):
             index.beam if level else index.A,
             groups=groups,
             widths=widths,
+            point_pool=index.point_pool,
         )
     return id_BGTX, scored_BGT
 

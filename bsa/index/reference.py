@@ -102,7 +102,8 @@ def choose(
         elif not tokens:
             return [-np.inf for _ in q_HK]
         scores = (
-            reference_digest.score(index.digest, q_K, *digest) for q_K in compared_HK
+            reference_digest.score(index.digest, q_K, *digest, index.point_pool)
+            for q_K in compared_HK
         )
         sure = 1
         if level == 0 and bookmarks["turns"]:

@@ -116,14 +116,15 @@ def widen(kind: str, q_K):
     return np.append(q_K, q_K @ q_K / 2) if kind == "spread" else q_K
 
 
-def score(kind: str, q_K, point_RK, count_R) -> float:
+def score(kind: str, q_K, point_RK, count_R, point_pool="logsumexp") -> float:
     """Log of the mass that a widened query expects of a bookmark; see `digest.score`."""
     if kind == "minmax":
         bound = sum(max(q * a, q * b) for q, a, b in zip(q_K, *point_RK))
         return bound + np.log(count_R[0])
     if kind == "meanvar":
         return q_K @ point_RK[0] + q_K**2 @ point_RK[1] / 2 + np.log(count_R[0])
-    return np.log((count_R * np.exp(point_RK @ q_K)).sum())
+    mass_R = count_R * np.exp(point_RK @ q_K)
+    return np.log(mass_R.max() if point_pool == "max" else mass_R.sum())
 
 
 def places(kind: str, point_RK, count_R):

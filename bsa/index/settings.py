@@ -13,6 +13,7 @@ GROUPED = ("position", "cluster", "chain")
 STORES = ("float32", "bfloat16", "int8")
 PATTERNS = ("strided", "fixed", "random")
 GRANULARITIES = ("token", "block")
+POINT_POOLS = ("logsumexp", "max")
 ROUTES = ("flat", "chapters", "graph", *PATTERNS)
 
 
@@ -58,6 +59,7 @@ class IndexSettings:
     stride: int = 1
     spans: str = "alike"
     granularity: str = "token"
+    point_pool: str = "logsumexp"
 
     def __post_init__(self):
         self._check_choices()
@@ -126,6 +128,7 @@ class IndexSettings:
             ("similarity", SIMILARITIES),
             ("link_by", LINKED),
             ("granularity", GRANULARITIES),
+            ("point_pool", POINT_POOLS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(

@@ -37,10 +37,15 @@ def _draw(R):
 
 
 @pytest.mark.parametrize(
-    ("R", "is_grouped", "has_spread"),
-    [(3, False, False), (9, False, True), (1, True, False)],
+    ("R", "is_grouped", "has_spread", "point_pool"),
+    [
+        (3, False, False, "logsumexp"),
+        (9, False, True, "logsumexp"),
+        (9, True, False, "max"),
+        (1, True, False, "logsumexp"),
+    ],
 )
-def test_finds_the_best(R, is_grouped, has_spread):
+def test_finds_the_best(R, is_grouped, has_spread, point_pool):
     interpret = None
     if not mosaic_gpu.is_hopper(jax.devices()[0]):
         interpret = plgpu.InterpretGPUParams()
@@ -61,6 +66,7 @@ def test_finds_the_best(R, is_grouped, has_spread):
             *(*arrays, NUM),
             groups=groups,
             widths=(square_BTG, spread_BGMR) if has_spread else None,
+            point_pool=point_pool,
             interpret=interpret,
         )
 
@@ -69,7 +75,8 @@ def test_finds_the_best(R, is_grouped, has_spread):
     logit = np.einsum("btgk,bgmrk->bgtmr", q, point) + log_count[:, :, None]
     logit += np.einsum("btg,bgmr->bgtmr", square_BTG, spread_BGMR)
     with np.errstate(divide="ignore"):
-        score = np.log(np.exp(logit, dtype=np.float64).sum(-1))
+        mass = np.exp(logit, dtype=np.float64)
+        score = np.log(mass.max(-1) if point_pool == "max" else mass.sum(-1))
     place = np.arange(M)
     is_open = (place >= low[..., None]) & (place < high[..., None])
     is_open = is_open[:, None]

@@ -105,6 +105,7 @@ def indices(draw, routes=("flat", "chapters", "graph")):
         R=2 if two else draw(st.integers(1, C)),
         chapter_R=2 if two else draw(st.integers(1, 2)),
         query_pool=draw(st.sampled_from(["mean", "heads"])),
+        point_pool=draw(st.sampled_from(["logsumexp", "max"])),
         X=draw(st.sampled_from([0, 4])),
         top_p=draw(st.sampled_from([1.0, 1.0, 0.61])),
         min_share=draw(st.sampled_from([0.0, 0.0, 0.17])),

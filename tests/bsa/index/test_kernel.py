@@ -35,6 +35,7 @@ def test_kernel_chooses_what_xla_chooses(monkeypatch):
         A=3,
         lloyd_steps=1,
         digest="spread",
+        point_pool="max",
     )
     q, k = cases.queries_and_keys(0, (1, TOKENS, 4, G, 64), index, kinds=0)
     view = cases.window_view(
