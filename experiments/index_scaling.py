@@ -124,10 +124,12 @@ def measure(tokens, route_names, routed_tokens, coarsest):
 
     make = jax.jit(build.build_index, static_argnums=1)
     late_view = jax.tree.map(pick, view)
-    wanted, _ = search(pick(q_BTHK), make(k_BSGK, flat), late_view, index=flat)
+    unrouted = make(k_BSGK, flat)
     store = "bfloat16" if jax.default_backend() == "gpu" else flat.store
     for name in route_names:
         index = dataclasses.replace(settings_for(name, tokens, coarsest), store=store)
+        alike = dataclasses.replace(flat, point_pool=index.point_pool)
+        wanted, _ = search(pick(q_BTHK), unrouted, late_view, index=alike)
         bookmarks, build_ms = timed(make, k_BSGK, index)
         routed, route_ms = timed(
             functools.partial(search, index=index), q_BTHK, bookmarks, view

@@ -15,7 +15,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import mosaic_gpu_best, mosaic_gpu_gather, mosaic_gpu_plan
+from pallas_kernels import (
+    mosaic_gpu_best,
+    mosaic_gpu_gather,
+    mosaic_gpu_operands,
+    mosaic_gpu_plan,
+)
 
 PART = mosaic_gpu_plan.PART
 CONSUMERS = 2
@@ -110,8 +115,9 @@ def run(plan, inputs, interpret):
 
     stages = plan.rings * plan.stages
     has_spread = inputs.spread is not None
-    # A copy starts at a multiple of 128 bytes: small tiles leave gaps.
-    of_points = plgpu.SMEM((stages, max(plan.R * plan.nodes, 32)), jnp.float32)
+    # A copy starts at a multiple of 128 bytes: some tiles leave gaps.
+    places = mosaic_gpu_operands.round_up(plan.R * plan.nodes, 32)
+    of_points = plgpu.SMEM((stages, places), jnp.float32)
     shared = _Shared(
         q=matrix(CONSUMERS, PART),
         low=plgpu.SMEM((CONSUMERS, PART), jnp.int32),

@@ -11,7 +11,7 @@ def attend(q_BTHK, k_BSGK, v_BSGK, selection, bias_BGTJ, segment_ids, options):
     """Computes `dispatch.block_sparse_attention` in the most obvious way."""
     (B, T, H, _), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
     q_BTHK, k_BSHK, v_BSHK = (
-        jnp.repeat(x, H // x.shape[2], axis=2).astype(jnp.float32)
+        jnp.repeat(x.astype(jnp.float32), H // x.shape[2], axis=2)
         for x in (q_BTHK, k_BSGK, v_BSGK)
     )
     s_BHTS = options.scale * jnp.einsum(
