@@ -85,7 +85,7 @@ def time_case(case, length, flags, dense):
                 case,
                 length,
                 "xla",
-                bench_timing.PASSES[1],
+                passes[-1],
                 selection,
                 jnp.float32,
             )

@@ -1,7 +1,7 @@
 """The search kernel of Hopper GPUs: tiles of nodes copied and scored, the best of each query kept. Called by `mosaic_gpu_search`.
 
-A thread block holds 128 queries; a producer warpgroup copies tiles of points for two consumers, which rank the nodes of 64
-queries each (`mosaic_gpu_best`). Where each query looks at some groups only, the consumers have lists and tiles of their own.
+A producer warpgroup copies tiles of points for three consumers, which rank the nodes of 64 queries each (`mosaic_gpu_best`).
+Where each query looks at some groups only, there are two consumers, with lists and tiles of their own.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from pallas_kernels import (
 )
 
 PART = mosaic_gpu_plan.PART
-CONSUMERS = 2
-TOKENS = CONSUMERS * PART
+REGISTERS = {2: (232, 40), 3: (160, 24)}
+"""Of a thread of so many consumers, and of their producer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,18 @@ class Plan:
     point_pool: str
 
     @property
+    def consumers(self):
+        return count_consumers(self.J)
+
+    @property
+    def tokens(self):
+        """Queries of a thread block."""
+        return self.consumers * PART
+
+    @property
     def rings(self):
         """One for each consumer if they look at different tiles."""
-        return CONSUMERS if self.J else 1
+        return self.consumers if self.J else 1
 
     @property
     def depth(self):
@@ -61,6 +70,11 @@ class Plan:
     def looks(self):
         """Most looks at all tiles."""
         return -(-self.num // self.depth)
+
+
+def count_consumers(is_grouped) -> int:
+    """Three hide one another's waiting; groups' ids leave a thread too few registers for that."""
+    return 2 if is_grouped else 3
 
 
 class Inputs(NamedTuple):
@@ -113,40 +127,40 @@ def run(plan, inputs, interpret):
     def matrix(*shape):
         return plgpu.SMEM((*shape, plan.K), jnp.bfloat16, transforms=transforms)
 
-    stages = plan.rings * plan.stages
+    stages, consumers = plan.rings * plan.stages, plan.consumers
     has_spread = inputs.spread is not None
     # A copy starts at a multiple of 128 bytes: some tiles leave gaps.
     places = mosaic_gpu_operands.round_up(plan.R * plan.nodes, 32)
     of_points = plgpu.SMEM((stages, places), jnp.float32)
     shared = _Shared(
-        q=matrix(CONSUMERS, PART),
-        low=plgpu.SMEM((CONSUMERS, PART), jnp.int32),
-        high=plgpu.SMEM((CONSUMERS, PART), jnp.int32),
+        q=matrix(consumers, PART),
+        low=plgpu.SMEM((consumers, PART), jnp.int32),
+        high=plgpu.SMEM((consumers, PART), jnp.int32),
         point=matrix(stages, plan.R * plan.nodes),
         log_count=of_points,
         spread=of_points if has_spread else None,
-        square=plgpu.SMEM((CONSUMERS, PART), jnp.float32) if has_spread else None,
-        id=plgpu.SMEM((CONSUMERS, plan.num, PART), jnp.float32),
-        score=plgpu.SMEM((CONSUMERS, plan.num, PART), jnp.float32),
-        group=plgpu.SMEM((CONSUMERS * plan.X, PART), jnp.int32) if plan.X else None,
+        square=plgpu.SMEM((consumers, PART), jnp.float32) if has_spread else None,
+        id=plgpu.SMEM((consumers, plan.num, PART), jnp.float32),
+        score=plgpu.SMEM((consumers, plan.num, PART), jnp.float32),
+        group=plgpu.SMEM((consumers * plan.X, PART), jnp.int32) if plan.X else None,
         list=plgpu.SMEM((plan.rings, plan.J), jnp.int32) if plan.J else None,
-        doubt=plgpu.SMEM((CONSUMERS, plan.looks, PART), jnp.float32),
+        doubt=plgpu.SMEM((consumers, plan.looks, PART), jnp.float32),
     )
     list_copies = max(1, -(-plan.J // mosaic_gpu_gather.COPY_IDS) * plan.rings)
     barriers = _Barriers(
-        q=plgpu.Barrier(num_arrivals=3 + has_spread + plan.X, num_barriers=CONSUMERS),
+        q=plgpu.Barrier(num_arrivals=3 + has_spread + plan.X, num_barriers=consumers),
         full=plgpu.Barrier(num_arrivals=2 + has_spread, num_barriers=stages),
-        free=plgpu.Barrier(num_arrivals=CONSUMERS // plan.rings, num_barriers=stages),
+        free=plgpu.Barrier(num_arrivals=consumers // plan.rings, num_barriers=stages),
         lists=plgpu.Barrier(num_arrivals=list_copies),
-        doubt=plgpu.Barrier(num_arrivals=CONSUMERS),
+        doubt=plgpu.Barrier(num_arrivals=consumers),
     )
     kernel = plgpu.kernel(
         search_nodes,
         out_type=(out, out),
         scratch_types=(shared, barriers),
-        grid=(plan.B * plan.G * plan.T // TOKENS,),
+        grid=(plan.B * plan.G * plan.T // plan.tokens,),
         grid_names=("program",),
-        num_threads=CONSUMERS + 1,
+        num_threads=consumers + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
@@ -166,8 +180,8 @@ def _run_thread(plan, inputs, id_ref, score_ref, shared, barriers):
     """What one warpgroup does. Late queries, who see most, come first."""
     warpgroup = lax.axis_index("warpgroup")
     rest, g = mosaic_gpu_plan.divide(lax.axis_index("program"), plan.G)
-    b, i = mosaic_gpu_plan.divide(rest, plan.T // TOKENS)
-    i = plan.T // TOKENS - 1 - i
+    b, i = mosaic_gpu_plan.divide(rest, plan.T // plan.tokens)
+    i = plan.T // plan.tokens - 1 - i
 
     def walk(ring):
         steps = inputs.steps_BGQ[b, g, i * plan.rings + ring]
@@ -181,10 +195,12 @@ def _run_thread(plan, inputs, id_ref, score_ref, shared, barriers):
 
         return _Walk(ring, steps, locate)
 
-    @pl.when(warpgroup < CONSUMERS)
+    consumer_registers, producer_registers = REGISTERS[plan.consumers]
+
+    @pl.when(warpgroup < plan.consumers)
     def _consumer():
-        plgpu.set_max_registers(232, action="increase")
-        tokens = pl.ds(i * TOKENS + warpgroup * PART, PART)
+        plgpu.set_max_registers(consumer_registers, action="increase")
+        tokens = pl.ds(i * plan.tokens + warpgroup * PART, PART)
         barrier = barriers.q.at[warpgroup]
         of_queries = [
             (inputs.q_BTGK.at[b, tokens, g], shared.q),
@@ -216,9 +232,9 @@ def _run_thread(plan, inputs, id_ref, score_ref, shared, barriers):
                 )
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(warpgroup == CONSUMERS)
+    @pl.when(warpgroup == plan.consumers)
     def _producer():
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(producer_registers, action="decrease")
         for ring in range(plan.rings):
             for begin in range(0, plan.J, mosaic_gpu_gather.COPY_IDS):
                 some = pl.ds(begin, min(mosaic_gpu_gather.COPY_IDS, plan.J - begin))
@@ -249,7 +265,7 @@ def _repeat(plan, shared, barriers, look_at_tiles):
         if plan.looks == 1:
             return jnp.int32(plan.looks)
         plgpu.barrier_wait(barriers.doubt)
-        doubts = [shared.doubt[x, look, 0] for x in range(CONSUMERS)]
+        doubts = [shared.doubt[x, look, 0] for x in range(plan.consumers)]
         is_doubted = functools.reduce(jnp.maximum, doubts) > 0
         return jnp.where(is_doubted, look + 1, plan.looks)
 

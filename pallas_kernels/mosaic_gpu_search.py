@@ -18,7 +18,6 @@ from pallas_kernels import (
     shapes,
 )
 
-TOKENS = mosaic_gpu_rank.TOKENS
 MAX_STAGES = 4
 SHARED_BYTES = 184 * 2**10
 """For tiles and queries: lists and results take the rest."""
@@ -111,13 +110,14 @@ def _prepare(
 ):
     """The kernel's inputs: queries in whole thread blocks, points in tiles of so many nodes; arguments as for `find`."""
     B, G, M, R, _ = point_BGMRK.shape
-    tokens = mosaic_gpu_operands.round_up(q_BTGK.shape[1], TOKENS)
+    program_tokens = _program_tokens(groups)
+    tokens = mosaic_gpu_operands.round_up(q_BTGK.shape[1], program_tokens)
     pad = mosaic_gpu_operands.pad
     low_BT, high_BT = (pad(x, {1: tokens}) for x in (low_BT, high_BT))
     group_BGTX, group = groups or (None, nodes)
     begin_BQ = list_BGQJ = group_BGXT = None
     if group_BGTX is None:
-        begin_BQ, steps_BGQ = _list_tiles(low_BT, high_BT, nodes, G)
+        begin_BQ, steps_BGQ = _list_tiles(low_BT, high_BT, program_tokens, nodes, G)
     else:
         group_BGTX = pad(group_BGTX, {2: tokens}, -1)
         list_BGQJ, count_BGQ = _unite(group_BGTX, -(-M // group))
@@ -158,16 +158,22 @@ def _choose_nodes(R, K, group):
 
 def _count_stages(R, K, nodes, group):
     """Of a ring: the consumers share one, or have two if they look at different groups."""
-    room = SHARED_BYTES - 2 * TOKENS * K
-    rings = 1 if group is None else mosaic_gpu_rank.CONSUMERS
+    room = SHARED_BYTES - 2 * _program_tokens(group) * K
+    rings = 1 if group is None else mosaic_gpu_rank.count_consumers(group)
     return min(MAX_STAGES, room // (2 * R * nodes * K * rings))
 
 
-def _list_tiles(low_BT, high_BT, nodes, G):
+def _program_tokens(groups):
+    """Queries of a thread block; None: they look at all nodes."""
+    consumers = mosaic_gpu_rank.count_consumers(groups is not None)
+    return consumers * mosaic_gpu_rank.PART
+
+
+def _list_tiles(low_BT, high_BT, tokens, nodes, G):
     """The tiles that a thread block's queries may see, if they look at all of them: first and number."""
     B = low_BT.shape[0]
-    begin_BQ = low_BT.reshape(B, -1, TOKENS).min(-1) // nodes
-    end_BQ = -(-high_BT.reshape(B, -1, TOKENS).max(-1) // nodes)
+    begin_BQ = low_BT.reshape(B, -1, tokens).min(-1) // nodes
+    end_BQ = -(-high_BT.reshape(B, -1, tokens).max(-1) // nodes)
     steps_BGQ = jnp.repeat(jnp.maximum(end_BQ - begin_BQ, 0)[:, None], G, axis=1)
     return begin_BQ.astype(jnp.int32), steps_BGQ.astype(jnp.int32)
 

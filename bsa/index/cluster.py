@@ -132,12 +132,15 @@ def _farthest_keys(gram_BGNCC, num_points, count_BGNC):
 
 def _own(gram_BGNCC):
     """Squares of the keys, [B, G, N, C]."""
-    return (gram_BGNCC * jnp.eye(gram_BGNCC.shape[-1])).sum(-1)
+    return (gram_BGNCC * jnp.eye(gram_BGNCC.shape[-1])).sum(-2)
 
 
 def _pull(gram_BGNCC, member_BGNRC):
-    """Inner products of each key with the sum of a cluster's members, [B, G, N, R, C]."""
-    return (gram_BGNCC[:, :, :, None] * member_BGNRC[..., None, :]).sum(-1)
+    """Inner products of each key with the sum of a cluster's members, [B, G, N, R, C].
+
+    Sums over rows: GPUs read columns side by side, and products are the same either way round.
+    """
+    return (gram_BGNCC[:, :, :, None] * member_BGNRC[..., None]).sum(-2)
 
 
 def _assign(gram_BGNCC, member_BGNRC):
