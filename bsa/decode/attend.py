@@ -13,10 +13,13 @@ import jax.numpy as jnp
 
 from bsa.decode import blocks, dense, kernel, pages, read, settings
 from bsa.decode import cache as caches
-from bsa.index import grow, learn, local, pooled, route, unite
+from bsa.index import grow_rows, learn, local, pooled, route, unite
 from bsa.model import attention
 from bsa.model import settings as model_settings
 from pallas_kernels import selection, shapes
+
+SOUGHT = "sought"
+"""What a layer hands on: keys that an index would be made of, and what finds spans among them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ def attend(
         followed: of the bookmark layer before one of kind f, with the lists of the new tokens.
     Returns:
         out_BTHK, and a dict: the new `memory`, the `reading` of a single token in a bookmark layer, else None, and a
-        bookmark layer's lists in an `attention.Followed`.
+        bookmark layer's lists in an `attention.Followed` and what its bookmarks are made of.
     """
     q_BTHK, k_BSGK, v_BSGK, sought = heads[:4]
     shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
@@ -101,7 +104,7 @@ def attend(
         lists = followed.lists
     else:
         lists = _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity)
-    handed = {"memory": memory, "reading": None}
+    handed = {"memory": memory, "reading": None, SOUGHT: (sought[1], heads.boundary)}
     if kind == "b":
         handed[attention.FOLLOWED] = attention.Followed(lists, None, None)
     weigh = context.weigh and kind == "b"
@@ -119,7 +122,7 @@ def attend(
     bias_BGQTJ = None
     if kind == "b" and model.is_biased:
         queries = sought[0], q_BTHK
-        bias_BGQTJ = _bias(
+        bias_BGQTJ = read.block_bias(
             queries, taken[0], memory.index, lists, position_BT, view, model
         )
     out_BTHK, mass_BGJ = read.read_lists(
@@ -185,8 +188,15 @@ def _mix(sought, filter_CGK, memory, count_B, place_BT):
 
 
 def _choose(q_BTHK, k_BSGK, boundary, memory, count_B, place_BT, view, model):
-    """The memory with bookmarks of new keys, and what the new tokens choose of the blocks that are kept."""
-    index = grow.append_rows(memory.index, k_BSGK, count_B, model.index, boundary)
+    """The memory, and what the new tokens choose of the blocks that are kept; with bookmarks of new keys if they are many.
+
+    What a few tokens close none of them may choose yet: `step` makes their bookmarks, in all layers at once.
+    """
+    index = memory.index
+    if k_BSGK.shape[1] >= model.index.C:
+        [index] = grow_rows.append_rows(
+            [index], [k_BSGK], count_B, model.index, [boundary]
+        )
     is_real_BT = jnp.arange(place_BT.shape[1]) < count_B[:, None]
     choice_BGTA, _ = pooled.search_blocks(
         q_BTHK,
@@ -270,26 +280,3 @@ def _lists(choice_BGTA, recent_BGTA, position_BT, view, model, capacity_tokens):
         block = 1
     count = lists.count_BGQ[:, :, lead:]
     return selection.BlockSelection(block_id, count, mask, block, model.index.C)
-
-
-def _bias(queries, k_BGQJCK, grown, lists, position_BT, view, model):
-    """`learn.block_bias` of listed blocks, with the queries of index and attention, and the blocks' keys."""
-    q_BGQTHK, place_BQT = read.by_lists(queries[0], lists, position_BT)
-    attending_BGQTHK, _ = read.by_lists(queries[1], lists, position_BT)
-    B, _, T = place_BQT.shape
-    take = jax.vmap(jax.vmap(lambda x, place: x[place]))
-    place_BGQJ = jnp.maximum(lists.block_id_BGQJ, 0)
-    bookmarks = grown.bookmarks
-    digests = bookmarks.point_BGMRK, bookmarks.log_count_BGMR
-    open_blocks = view(place_BQT.reshape(B, -1)).open_blocks
-    return learn.block_bias(
-        q_BGQTHK,
-        [take(x, place_BGQJ) for x in digests],
-        lists.block_id_BGQJ,
-        [x.reshape(B, -1, T) for x in open_blocks],
-        model.index,
-        scale=model.K**-0.5,
-        weight=model.score_weight,
-        attending=(attending_BGQTHK, k_BGQJCK),
-        mass_weight=model.mass_weight,
-    )

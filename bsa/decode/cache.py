@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from bsa.decode import blocks, settings
 from bsa.decode import host as hosts
 from bsa.decode import pages as paging
-from bsa.index import grow
+from bsa.index import grow, grow_rows
 from bsa.model import settings as model_settings
 
 
@@ -195,7 +195,7 @@ def _empty_layer(model, letter, cache, batch):
     if model.route_taps:
         shape = batch, model.route_taps - 1, model.G, model.route_width
         earlier_BSGK = jnp.zeros(shape, model.dtype)
-    grown = grow.per_row(grown)
+    grown = grow_rows.per_row(grown)
     return LayerCache(k, v, grown, recent_BGTA, again_BGTA, pages, earlier_BSGK, host)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bsa.index import learn
 from pallas_kernels import xla_group
 
 
@@ -76,3 +77,26 @@ def read_lists(
     )
     share = jnp.exp(s_BGHJC - lse_BGQTH[:, :, 0, 0, :, None, None])
     return out_BTHK, jnp.where(reads[:, :, None], share, 0).sum(-1).mean(2)
+
+
+def block_bias(queries, k_BGQJCK, grown, lists, position_BT, view, model):
+    """`learn.block_bias` of listed blocks, with the queries of index and attention, and the blocks' keys."""
+    q_BGQTHK, place_BQT = by_lists(queries[0], lists, position_BT)
+    attending_BGQTHK, _ = by_lists(queries[1], lists, position_BT)
+    B, _, T = place_BQT.shape
+    take = jax.vmap(jax.vmap(lambda x, place: x[place]))
+    place_BGQJ = jnp.maximum(lists.block_id_BGQJ, 0)
+    bookmarks = grown.bookmarks
+    digests = bookmarks.point_BGMRK, bookmarks.log_count_BGMR
+    open_blocks = view(place_BQT.reshape(B, -1)).open_blocks
+    return learn.block_bias(
+        q_BGQTHK,
+        [take(x, place_BGQJ) for x in digests],
+        lists.block_id_BGQJ,
+        [x.reshape(B, -1, T) for x in open_blocks],
+        model.index,
+        scale=model.K**-0.5,
+        weight=model.score_weight,
+        attending=(attending_BGQTHK, k_BGQJCK),
+        mass_weight=model.mass_weight,
+    )

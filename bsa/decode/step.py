@@ -7,6 +7,7 @@
 A cache that went into a step is gone: its memory is that of the one that came out.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from bsa.decode import again, attend
 from bsa.decode import cache as caches
+from bsa.index import grow_rows
 from bsa.model import decoder
 from bsa.model import settings as model_settings
 from pallas_kernels import shapes
@@ -128,9 +130,27 @@ def advance(
         decoder.head(params).astype(hidden_BD.dtype),
         preferred_element_type=jnp.float32,
     )
-    layers = tuple(layer["memory"] for layer in handed)
-    cache = caches.Cache(layers, cache.length_B + count_B, cache.room)
+    layers = _grow(handed, hidden_BD, count_B, model)
+    cache = caches.Cache(tuple(layers), cache.length_B + count_B, cache.room)
     return logits_BV, [layer["reading"] for layer in handed], cache
+
+
+def _grow(handed, hidden_BD, count_B, model):
+    """The memories that layers handed on, with bookmarks of few new keys: many have theirs already."""
+    memories = [layer["memory"] for layer in handed]
+    places = [i for i, memory in enumerate(memories) if memory.index is not None]
+    if not places:
+        return memories
+    keys, boundaries = zip(*(handed[i][attend.SOUGHT] for i in places))
+    if keys[0].shape[1] >= model.index.C:
+        return memories
+    indexes = [memories[i].index for i in places]
+    grown = grow_rows.append_rows(
+        indexes, keys, count_B, model.index, boundaries, after=hidden_BD
+    )
+    for i, index in zip(places, grown):
+        memories[i] = dataclasses.replace(memories[i], index=index)
+    return memories
 
 
 _advance = jax.jit(advance, static_argnames=("model", "weigh"), donate_argnames="cache")

@@ -7,7 +7,7 @@ Called by decoding, with chunks of any length.
 """
 
 import dataclasses
-import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ class GrowingIndex:
         bookmarks: arrays of the full capacity; entries past the known bookmarks and complete chapters mean nothing,
             and no search looks at them.
         open_BCGK: keys of the block that is not yet closed.
-        num_tokens: int32, tokens so far, the same in all rows; or one number a row, see `per_row`.
+        num_tokens: int32, tokens so far, the same in all rows; or one number a row, see `grow_rows`.
         is_full: bool, whether keys came that found no room. They, and all keys after them, were not taken.
     """
 
@@ -73,70 +73,6 @@ def empty(
     )
 
 
-def per_row(grown: GrowingIndex) -> GrowingIndex:
-    """The index with a length of its own for each row, as `append_rows` wants it."""
-    B = grown.open_BCGK.shape[0]
-    return dataclasses.replace(
-        grown,
-        num_tokens=jnp.broadcast_to(grown.num_tokens, B),
-        is_full=jnp.broadcast_to(grown.is_full, B),
-    )
-
-
-def append_rows(
-    grown: GrowingIndex,
-    k_BSGK,
-    count_B,
-    index: settings.IndexSettings,
-    boundary: turn.Boundary | None = None,
-) -> GrowingIndex:
-    """Takes the first `count` of S keys, in each row as many as are its own; rows are one document each.
-
-    Where the keys are few and close no block in any row, the index itself is left alone.
-    """
-    if k_BSGK.shape[1] >= index.C:
-        return _append_rows(grown, k_BSGK, count_B, boundary, index)
-    closes = (grown.num_tokens % index.C + count_B >= index.C).any()
-    return lax.cond(
-        closes,
-        functools.partial(_append_rows, index=index),
-        _wait_rows,
-        grown,
-        k_BSGK,
-        count_B,
-        boundary,
-    )
-
-
-def _wait_rows(grown, k_BSGK, count_B, _):
-    """`append_rows` of keys that close no block."""
-    (B, S), C = k_BSGK.shape[:2], grown.open_BCGK.shape[1]
-    num_tokens = grown.num_tokens + count_B
-    is_full = grown.is_full | (num_tokens > grown.bookmarks.point_BGMRK.shape[2] * C)
-    takes = (jnp.arange(S) < count_B[:, None]) & ~is_full[:, None]
-    place = jnp.where(takes, grown.num_tokens[:, None] % C + jnp.arange(S), C)
-    k_BSGK = k_BSGK.astype(grown.open_BCGK.dtype)
-    open_BCGK = grown.open_BCGK.at[jnp.arange(B)[:, None], place].set(
-        k_BSGK, mode="drop"
-    )
-    num_tokens = jnp.where(is_full, grown.num_tokens, num_tokens)
-    return GrowingIndex(grown.bookmarks, open_BCGK, num_tokens, is_full)
-
-
-def _append_rows(grown, k_BSGK, count_B, boundary, index):
-    """`append_rows`, whatever the keys close."""
-    arrays = (grown.bookmarks, grown.open_BCGK)
-
-    def of_row(arrays, num_tokens, is_full, k_SGK, count):
-        arrays = jax.tree.map(lambda x: x[None], arrays)
-        row = GrowingIndex(*arrays, num_tokens, is_full)
-        row = append(row, k_SGK[None], index, count=count, boundary=boundary)
-        arrays = jax.tree.map(lambda x: x[0], (row.bookmarks, row.open_BCGK))
-        return GrowingIndex(*arrays, row.num_tokens, row.is_full)
-
-    return jax.vmap(of_row)(arrays, grown.num_tokens, grown.is_full, k_BSGK, count_B)
-
-
 def append(
     grown: GrowingIndex,
     k_BSGK,
@@ -156,8 +92,24 @@ def append(
     Raises:
         ValueError: the chunk alone is longer than the capacity.
     """
-    sizes = shapes.check(k_BSGK=k_BSGK, start_BS=start_BS)
+    return append_layers([grown], [k_BSGK], index, start_BS, count, [boundary])[0]
+
+
+def append_layers(
+    layers: Sequence[GrowingIndex],
+    keys,
+    index: settings.IndexSettings,
+    start_BS=None,
+    count=None,
+    boundaries=None,
+) -> list[GrowingIndex]:
+    """`append` to the indexes of several layers that have read the same tokens.
+
+    What is reckoned, it reckons for all layers at once: as rows of a batch. So a program has that part once.
+    """
+    sizes = shapes.check(k_BSGK=keys[0], start_BS=start_BS)
     B, S, G, K = (sizes[letter] for letter in "BSGK")
+    grown = layers[0]
     capacity, C = grown.bookmarks.point_BGMRK.shape[2], index.C
     if S > capacity * C:
         raise ValueError(
@@ -168,46 +120,92 @@ def append(
 
     # The open block, the chunk, and room to the end of the last block that the chunk can touch.
     num = (S + C - 1) // C
-    keys = jnp.zeros((B, (num + 1) * C, G, K), grown.open_BCGK.dtype)
-    keys = keys.at[:, :C].set(grown.open_BCGK)
-    keys = lax.dynamic_update_slice_in_dim(
-        keys, k_BSGK.astype(keys.dtype), grown.num_tokens % C, axis=1
-    )
+
+    def behind(open_BCGK, k_BSGK):
+        known = jnp.zeros((B, (num + 1) * C, G, K), open_BCGK.dtype)
+        known = known.at[:, :C].set(open_BCGK)
+        return lax.dynamic_update_slice_in_dim(
+            known, k_BSGK.astype(known.dtype), grown.num_tokens % C, axis=1
+        )
+
+    known = [behind(x.open_BCGK, k_BSGK) for x, k_BSGK in zip(layers, keys)]
     first, closed = grown.num_tokens // C, num_tokens // C
     place_M = first + jnp.arange(num, dtype=jnp.int32)
     place_M = jnp.where((place_M < closed) & ~is_full, place_M, capacity)
     if start_BS is None:
         start_BS = jnp.zeros((B, S), jnp.int32)
     last_M = jnp.clip((place_M + 1) * C - 1 - grown.num_tokens, 0, S - 1)
-    bookmarks = _extend(
-        grown.bookmarks,
-        keys[:, : num * C].reshape(B, num, C, G, K).transpose(0, 3, 1, 2, 4),
+    extended = _extend(
+        [x.bookmarks for x in layers],
+        [
+            x[:, : num * C].reshape(B, num, C, G, K).transpose(0, 3, 1, 2, 4)
+            for x in known
+        ],
         place_M,
         (first, closed),
         start_BS[:, last_M],
-        boundary,
+        boundaries or [None] * len(layers),
         index,
     )
-    still_open = lax.dynamic_slice_in_dim(keys, (closed - first) * C, C, axis=1)
-    return GrowingIndex(
-        bookmarks,
-        jnp.where(is_full, grown.open_BCGK, still_open),
-        jnp.where(is_full, grown.num_tokens, num_tokens),
-        is_full,
-    )
+    grown_layers = []
+    for old, bookmarks, keys_BSGK in zip(layers, extended, known):
+        still_open = lax.dynamic_slice_in_dim(keys_BSGK, (closed - first) * C, C, 1)
+        grown_layers.append(
+            GrowingIndex(
+                bookmarks,
+                jnp.where(is_full, old.open_BCGK, still_open),
+                jnp.where(is_full, old.num_tokens, num_tokens),
+                is_full,
+            )
+        )
+    return grown_layers
 
 
-def _extend(bookmarks, k_BGNCK, place_M, closed, start_BM, boundary, index):
-    """The index with new bookmarks at their places; those at a place past the capacity are left out."""
-    parts = build.mark(k_BGNCK, place_M, index)
-    is_taken = place_M[0] < bookmarks.point_BGMRK.shape[2]
+def _extend(layers, keys, place_M, closed, start_BM, boundaries, index):
+    """The layers' indexes with new bookmarks at their places; those at a place past the capacity are left out."""
+    parts = _at_once(lambda k_BGNCK: build.mark(k_BGNCK, place_M, index), keys)
+    is_taken, num = place_M[0] < layers[0].point_BGMRK.shape[2], place_M.shape[0]
+    known, extended = closed, []
+    for bookmarks, own, boundary in zip(layers, parts, boundaries):
+        bookmarks, known_M, known = _write(
+            bookmarks, own, place_M, closed, start_BM, boundary, index
+        )
+        extended.append(bookmarks)
+    extended = _complete(extended, known, num, is_taken, index)
+    if not index.P:
+        return extended
+    linked = []
+    for bookmarks in extended:
+        start = start_BM
+        if bookmarks.spans is not None:
+            start = bookmarks.spans.start_BM.at[:, known_M].get(mode="clip")
+        links = link.extend(
+            *(bookmarks.links, bookmarks.nodes, bookmarks.member_BGM, known_M),
+            build.first_bookmark(start, index.C),
+            index,
+        )
+        linked.append(dataclasses.replace(bookmarks, links=links))
+    return linked
+
+
+def _at_once(function, layers):
+    """A function of batched arrays, for each of the layers, computed together."""
+    B = jax.tree.leaves(layers[0])[0].shape[0]
+    joined = function(jax.tree.map(lambda *rows: jnp.concatenate(rows), *layers))
+    return [
+        jax.tree.map(lambda x, i=i: x[i * B : (i + 1) * B], joined)
+        for i in range(len(layers))
+    ]
+
+
+def _write(bookmarks, parts, place_M, closed, start_BM, boundary, index):
+    """A layer's index with new bookmarks, the places that are now known, and how many were known before and after."""
     written_M = place_M
     if bookmarks.spans is not None:
         parts, spans, written_M, place_M, closed = span.extend(
             bookmarks, parts, place_M, start_BM, closed, boundary, index
         )
         bookmarks = dataclasses.replace(bookmarks, spans=spans)
-        start_BM = spans.start_BM.at[:, place_M].get(mode="clip")
     point, log_count, quote = parts
     point, scale = precision.pack(point, index.store)
 
@@ -226,47 +224,54 @@ def _extend(bookmarks, k_BGNCK, place_M, closed, start_BM, boundary, index):
         scale_BGMR=scale,
         quote_id_BGMR=put(bookmarks.quote_id_BGMR, quote),
     )
-    bookmarks = dataclasses.replace(
-        bookmarks,
-        chapters=_complete(bookmarks, closed, place_M.shape[0], is_taken, index),
-    )
-    if not index.P:
-        return bookmarks
-    low_BM = build.first_bookmark(start_BM, index.C)
-    nodes, member_BGM = bookmarks.nodes, bookmarks.member_BGM
-    links = link.extend(bookmarks.links, nodes, member_BGM, place_M, low_BM, index)
-    return dataclasses.replace(bookmarks, links=links)
+    return bookmarks, place_M, closed
 
 
-def _complete(bookmarks, closed, num, is_taken, index):
-    """All levels of chapters, with those that the new bookmarks complete.
+def _complete(layers, closed, num, is_taken, index):
+    """The layers' indexes with all levels of chapters that the new bookmarks complete.
 
     Args:
         closed: bookmarks known before and after.
         num: most bookmarks that are new.
     """
     first, end = closed
-    node, made = bookmarks.nodes[0], []
-    for level, old in enumerate(bookmarks.chapters):
-        group, capacity = index.chapter_bookmarks, old.point_BGERK.shape[2]
+    nodes, made = [bookmarks.nodes[0] for bookmarks in layers], [() for _ in layers]
+    for level, some in enumerate(layers[0].chapters):
+        group, capacity = index.chapter_bookmarks, some.point_BGERK.shape[2]
         shared = chapter.together(level, index)
         first, end = (n // (group * shared) * shared for n in (first, end))
         num = -(-num // (group * shared)) * shared
         place_E = first + jnp.arange(num, dtype=jnp.int32)
         id_M = (place_E[:, None] * group + jnp.arange(group)).reshape(-1)
-        id_M = jnp.minimum(id_M, node[0].shape[2] - 1)
-        members = precision.unpack(*jax.tree.map(lambda x, i=id_M: x[:, :, i], node))
-        new = chapter.join(*members, id_M, level, index)
+        id_M = jnp.minimum(id_M, nodes[0][0].shape[2] - 1)
         is_new_E = (place_E < end) & is_taken
         place_E = jnp.where(is_new_E, place_E, capacity)
-        point = old.point_BGERK.at[:, :, place_E].set(new.point_BGERK, mode="drop")
-        log_count = old.log_count_BGER
-        log_count = log_count.at[:, :, place_E].set(new.log_count_BGER, mode="drop")
-        # As in `_extend`: the next level reads what is written here.
-        point, log_count = lax.optimization_barrier((point, log_count))
-        node, member = (point, log_count), old.member_BGM
-        if member is not None:
-            place_M = jnp.where(jnp.repeat(is_new_E, group), id_M, member.shape[2])
-            member = member.at[:, :, place_M].set(new.member_BGM, mode="drop")
-        made.append(chapter.Chapters(*node, member))
-    return tuple(made)
+        place_M = jnp.where(jnp.repeat(is_new_E, group), id_M, nodes[0][0].shape[2])
+
+        def join(members, id_M=id_M, level=level):
+            return chapter.join(*members, id_M, level, index)
+
+        def put(old, new, place):
+            return old.at[:, :, place].set(new, mode="drop")
+
+        members = [
+            precision.unpack(*jax.tree.map(lambda x, i=id_M: x[:, :, i], node))
+            for node in nodes
+        ]
+        for i, new in enumerate(_at_once(join, members)):
+            old = layers[i].chapters[level]
+            # As in `_write`: the next level reads what is written here.
+            nodes[i] = lax.optimization_barrier(
+                (
+                    put(old.point_BGERK, new.point_BGERK, place_E),
+                    put(old.log_count_BGER, new.log_count_BGER, place_E),
+                )
+            )
+            member = old.member_BGM
+            if member is not None:
+                member = put(member, new.member_BGM, place_M)
+            made[i] += (chapter.Chapters(*nodes[i], member),)
+    return [
+        dataclasses.replace(bookmarks, chapters=chapters)
+        for bookmarks, chapters in zip(layers, made)
+    ]
