@@ -157,7 +157,9 @@ def _layer_table(records):
             continue
         line = [f"{length:,}", route, _device(passes)]
         for name in ("forward", "forward+backward"):
-            line.append(_cell(passes.get(name), "{ms:.1f} ({times_dense:.1f}x)"))
+            found = passes.get(name)
+            beside = _cell(found, "{ms:.1f} ({times_dense:.1f}x)")
+            line.append(beside or _cell(found, "{ms:.1f}"))
         line += [_cell(passes.get(name), "{ms:.1f}") for name in STEPS]
         rows.append(line)
     whole = ("forward, ms (dense over it)", "forward+backward")

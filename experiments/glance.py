@@ -108,9 +108,10 @@ def _kernel():
 
 def _layer():
     where = {"part": "end_to_end", "length": 2**20, "pass": "forward"}
-    [ours] = _rows("kernels_h100", implementation="mosaic_gpu", **where)
+    rows = _rows("kernels_h100", implementation="mosaic_gpu", **where)
+    ours = min(rows, key=lambda row: row["ms"])
     [dense] = _rows("kernels_h100", implementation="cudnn", **where)
-    what = "a layer of 1,048,576 tokens: index, route, attend"
+    what = f"a layer of 1,048,576 tokens: index, route ({ours['route']}), attend"
     others = f"cuDNN dense {dense['ms']:,.0f} ms"
     return what, f"{ours['ms']:.0f} ms", others, _short(ours["device"])
 

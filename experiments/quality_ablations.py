@@ -57,6 +57,7 @@ KNOBS = quality_parts.Suite(
         | _knobs("index", spans="learned")
         | _knobs("model", span_mean_blocks=4.0),
         **{f"points_{n}": _knobs("index", R=n) for n in (1, 2, 8)},
+        "best_points": _knobs("index", point_pool="max"),
         "exact_shortlist": _knobs("index", X=16),
         "rope_keys": _knobs("model", positions="rr"),
         "keys_before_rope": _knobs("model", positions="rr", route_before_rope=True),

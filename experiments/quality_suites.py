@@ -206,7 +206,8 @@ def _small(lengths_and_pairs, hops, samples=0):
 
 MQAR_SMALL = quality_parts.Suite(
     base=_SMALL | _knobs("train", steps=300),
-    methods={n: _MQAR_METHODS[n] for n in ("dense", "window", "bookmark", "biased")},
+    methods={n: _MQAR_METHODS[n] for n in ("dense", "window", "bookmark", "biased")}
+    | {"best_points": _MQAR_METHODS["bookmark"] | _knobs("index", point_pool="max")},
     train=_small(((64, 4), (128, 8), (128, 16), (128, 32)), hops=(1,)),
     tests=_small(((128, 32), (256, 64), (512, 128)), hops=(1,), samples=64),
     seeds=(0,),
