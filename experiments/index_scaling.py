@@ -177,6 +177,8 @@ def draw(records, path):
     for device, style in styles.items():
         for name, color in colors.items():
             rows = [r for r in records if (r["device"], r["route"]) == (device, name)]
+            if not rows:
+                continue
             rows.sort(key=operator.itemgetter("tokens"))
             value = slope(rows, name)
             label = f"{name}, {device}"
