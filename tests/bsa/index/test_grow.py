@@ -10,11 +10,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bsa.index import chapter, grow, span
+from bsa.index import chapter, grow, grow_rows, span
 from tests.bsa.index import cases
 
 T = 60
 append = jax.jit(grow.append, static_argnames="index")
+append_rows = jax.jit(grow_rows.append_rows, static_argnames="index")
 
 
 @functools.cache
@@ -91,6 +92,30 @@ def test_growing(index, seed, documents, kinds, spare_blocks, chunks):
     choice_built, scored_built = cases.search(q, k, built, view, index=index)
     np.testing.assert_array_equal(choice, choice_built)
     np.testing.assert_array_equal(scored, scored_built)
+
+
+@settings(max_examples=2)
+@given(index=cases.indices(), seed=st.integers(0, 999))
+@example(index=cases.EVERYTHING, seed=1)
+def test_layers_grow_together_as_they_do_alone(index, seed):
+    """In rows of different lengths, which close blocks at different tokens."""
+    _, k = cases.queries_and_keys(seed, (2, T, 4, 2, 6), index, 0)
+    keys, boundary = (k, k[:, ::-1]), cases.boundary(index, k)
+    apart = [grow_rows.per_row(empty(index, T)) for _ in keys]
+    together, taken = apart, 0
+    for size in [1, 5, 1, 1, 1, 5, 1, 1, 5, 1, 5]:
+        count = jnp.array([size, max(1, size - 2)])
+        some = [x[:, taken : taken + size] for x in keys]
+        taken += size
+        together = append_rows(
+            *(together, some, count), index=index, boundaries=[boundary] * 2
+        )
+        apart = [
+            append_rows([own], [x], count, index=index, boundaries=[boundary])[0]
+            for own, x in zip(apart, some)
+        ]
+    assert together[0].num_tokens.tolist() == [27, 19]
+    assert_same(together, apart)
 
 
 def test_keys_past_the_capacity_are_reported_and_not_taken():
