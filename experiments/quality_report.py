@@ -1,6 +1,7 @@
 """Cells of `experiments.quality` to `quality.json`, a Markdown table and a figure for each suite."""
 
 import math
+import operator
 import pathlib
 
 from matplotlib.backends import backend_agg
@@ -12,7 +13,7 @@ ORIGIN = ("commit", "date", "device")
 
 
 def write(suite: str, found: list[dict], folder: pathlib.Path) -> None:
-    """Records of a suite's cells, in place of those it had before; other suites' stay.
+    """Records of a suite's cells, in place of those that were there of the same method and seed; others stay.
 
     Records: suite, task, method, seed, length (tokens), attended_tokens (mean over tokens and layers), params,
     train_tokens, score, chance, and the cell's own commit, date and device.
@@ -24,12 +25,12 @@ def write(suite: str, found: list[dict], folder: pathlib.Path) -> None:
     ]
     if not rows:
         return
-    others = [
-        row
-        for row in record.read("quality", folder)["records"]
-        if row["suite"] != suite
-    ]
-    record.write("quality", found[-1]["origin"], others + rows, folder)
+    cell = operator.itemgetter("suite", "method", "seed")
+    replaced = set(map(cell, rows))
+    known = record.read("quality", folder)["records"]
+    rows = [row for row in known if cell(row) not in replaced] + rows
+    record.write("quality", found[-1]["origin"], rows, folder)
+    rows = [row for row in rows if row["suite"] == suite]
     (folder / f"quality_{suite}.md").write_text(table(rows))
     draw(rows, folder / f"quality_{suite}.png")
 

@@ -195,12 +195,13 @@ def test_other_settings_are_not_taken_for_the_same(tmp_path):
         quality.cells("smoke", ["dence"])
 
 
-def test_results_of_other_suites_stay(tmp_path):
+def test_results_of_other_suites_and_methods_stay(tmp_path):
     """And the range over seeds is told."""
-    for suite, score in (("a", 0.5), ("b", 0.25), ("a", 0.75)):
+    made = ("a", "m", 0.5), ("b", "m", 0.25), ("a", "n", 0.0), ("a", "m", 0.75)
+    for suite, method, score in made:
         origin = {name: "x" for name in quality_report.ORIGIN}
         rows = [
-            {"suite": suite, "task": "t", "method": "m", "seed": seed, "length": 8}
+            {"suite": suite, "task": "t", "method": method, "seed": seed, "length": 8}
             | {"attended_tokens": 4.0, "params": 1, "train_tokens": 1}
             | {"score": score + seed / 8, "chance": 0.1}
             for seed in (0, 1)
@@ -208,7 +209,8 @@ def test_results_of_other_suites_stay(tmp_path):
         quality_report.write(suite, [{"origin": origin, "records": rows}], tmp_path)
     rows = json.loads((tmp_path / "quality.json").read_text())["records"]
     assert sorted((row["suite"], row["score"]) for row in rows) == [
-        *(("a", 0.75), ("a", 0.875), ("b", 0.25), ("b", 0.375))
+        *(("a", 0.0), ("a", 0.125), ("a", 0.75), ("a", 0.875)),
+        *(("b", 0.25), ("b", 0.375)),
     ]
     table = (tmp_path / "quality_a.md").read_text()
-    assert "| t | 8 | 0.1 | 0.812 (0.750 to 0.875) |" in table
+    assert "| t | 8 | 0.1 | 0.062 (0.000 to 0.125) | 0.812 (0.750 to 0.875) |" in table
