@@ -111,7 +111,8 @@ def _layer():
     rows = _rows("kernels_h100", implementation="mosaic_gpu", **where)
     ours = min(rows, key=lambda row: row["ms"])
     [dense] = _rows("kernels_h100", implementation="cudnn", **where)
-    what = f"a layer of 1,048,576 tokens: index, route ({ours['route']}), attend"
+    route = ours["route"].replace("-max", ", best points")
+    what = f"a layer of 1,048,576 tokens: index, route ({route}), attend"
     others = f"cuDNN dense {dense['ms']:,.0f} ms"
     return what, f"{ours['ms']:.0f} ms", others, _short(ours["device"])
 

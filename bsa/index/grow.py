@@ -105,7 +105,8 @@ def append_layers(
 ) -> list[GrowingIndex]:
     """`append` to the indexes of several layers that have read the same tokens.
 
-    What is reckoned, it reckons for all layers at once: as rows of a batch. So a program has that part once.
+    Digests are made of all layers' keys at once, as of rows of a batch: a program has that part once. Arguments are those of
+    `append`, a list of each layer's where it has its own.
     """
     sizes = shapes.check(k_BSGK=keys[0], start_BS=start_BS)
     B, S, G, K = (sizes[letter] for letter in "BSGK")
@@ -165,6 +166,7 @@ def _extend(layers, keys, place_M, closed, start_BM, boundaries, index):
     """The layers' indexes with new bookmarks at their places; those at a place past the capacity are left out."""
     parts = _at_once(lambda k_BGNCK: build.mark(k_BGNCK, place_M, index), keys)
     is_taken, num = place_M[0] < layers[0].point_BGMRK.shape[2], place_M.shape[0]
+    # Places and how many are known are the same in all layers.
     known, extended = closed, []
     for bookmarks, own, boundary in zip(layers, parts, boundaries):
         bookmarks, known_M, known = _write(

@@ -48,7 +48,8 @@ def append_rows(
     closes = (layers[0].num_tokens % index.C + count_B >= index.C).any()
     if after is not None:
         bits = lax.bitcast_convert_type(after.astype(jnp.float32), jnp.int32)
-        closes &= (bits | 1 != 0).all()  # Always so, which the compiler doesn't know.
+        # Always so, which the compiler doesn't know.
+        closes &= ((bits | 1) != 0).all()
     return lax.cond(closes, grow_rows, _wait_rows, *arguments)
 
 
