@@ -181,10 +181,10 @@ def passkeys() -> str:
     for (steps, tokens, *others), rows in sorted(by_cell.items()):
         right = ", ".join(f"{row['accuracy']:.0%} ({row['depth']:g})" for row in rows)
         # The first cell of a cache holds its compilation.
-        ms = min(row["ms_per_token"] for row in rows)
+        timed = [row["ms_per_token"] for row in rows if row["ms_per_token"]]
         size = f"{rows[0]['cache_bytes'] / 1e9:.2f}"
         cells = [steps, f"{tokens:,}", *others, right, rows[0]["samples"]]
-        cells += [f"{ms:.1f}", size]
+        cells += [f"{min(timed):.1f}" if timed else "", size]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     commits = ", ".join(dict.fromkeys(row["commit"] for row in result["records"]))
     origin = f"`python -m experiments.passkey_long --workdir=DIR`, one way of reading a command, {result['date']}, commits {commits}"

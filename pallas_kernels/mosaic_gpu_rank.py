@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def consumers(self):
-        return count_consumers(self.J)
+        return count_consumers(self.J > 0)
 
     @property
     def tokens(self):
@@ -72,7 +72,7 @@ class Plan:
         return -(-self.num // self.depth)
 
 
-def count_consumers(is_grouped) -> int:
+def count_consumers(is_grouped: bool) -> int:
     """Three hide one another's waiting; groups' ids leave a thread too few registers for that."""
     return 2 if is_grouped else 3
 

@@ -1,9 +1,9 @@
 """The nodes of an index that each query likes best, on Hopper GPUs: scores stay on the chip. Called by `bsa.index.kernel`.
 
-A node is a mixture of R points with counts, and its score the logarithm of the attention mass that they promise, or that the best of
-them does. Points may
-stand for Gaussians as wide in all directions: half the query's square, times the point's variance, joins the product. Queries
-that look at some groups of nodes only share, 64 neighbours each, the tiles of all groups that one of them looks at.
+A node is a mixture of R points with counts, and its score the logarithm of the attention mass that they promise, or that the
+best of them does. Points may stand for Gaussians as wide in all directions: half the query's square, times the point's
+variance, joins the product. Queries that look at some groups of nodes only share, 64 neighbours each, the tiles of all
+groups that one of them looks at.
 """
 
 import jax
@@ -110,7 +110,7 @@ def _prepare(
 ):
     """The kernel's inputs: queries in whole thread blocks, points in tiles of so many nodes; arguments as for `find`."""
     B, G, M, R, _ = point_BGMRK.shape
-    program_tokens = _program_tokens(groups)
+    program_tokens = _program_tokens(groups is not None)
     tokens = mosaic_gpu_operands.round_up(q_BTGK.shape[1], program_tokens)
     pad = mosaic_gpu_operands.pad
     low_BT, high_BT = (pad(x, {1: tokens}) for x in (low_BT, high_BT))
@@ -157,16 +157,16 @@ def _choose_nodes(R, K, group):
 
 
 def _count_stages(R, K, nodes, group):
-    """Of a ring: the consumers share one, or have two if they look at different groups."""
-    room = SHARED_BYTES - 2 * _program_tokens(group) * K
-    rings = 1 if group is None else mosaic_gpu_rank.count_consumers(group)
+    """Of a ring: the consumers share one, or have one each if they look at different groups."""
+    is_grouped = group is not None
+    room = SHARED_BYTES - 2 * _program_tokens(is_grouped) * K
+    rings = mosaic_gpu_rank.count_consumers(is_grouped) if is_grouped else 1
     return min(MAX_STAGES, room // (2 * R * nodes * K * rings))
 
 
-def _program_tokens(groups):
-    """Queries of a thread block; None: they look at all nodes."""
-    consumers = mosaic_gpu_rank.count_consumers(groups is not None)
-    return consumers * mosaic_gpu_rank.PART
+def _program_tokens(is_grouped):
+    """Queries of a thread block."""
+    return mosaic_gpu_rank.count_consumers(is_grouped) * mosaic_gpu_rank.PART
 
 
 def _list_tiles(low_BT, high_BT, tokens, nodes, G):

@@ -72,8 +72,8 @@ def attend(
         letter: index into the pattern.
         followed: of the bookmark layer before one of kind f, with the lists of the new tokens.
     Returns:
-        out_BTHK, and a dict: the new `memory`, the `reading` of a single token in a bookmark layer, else None, and a
-        bookmark layer's lists in an `attention.Followed` and what its bookmarks are made of.
+        out_BTHK, and a dict: the new `memory`, the `reading` of a single token in a bookmark layer, else None, a
+        bookmark layer's lists in an `attention.Followed`, and what bookmarks are made of under `SOUGHT`.
     """
     q_BTHK, k_BSGK, v_BSGK, sought = heads[:4]
     shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, position_BT=position_BT)
@@ -190,10 +190,10 @@ def _mix(sought, filter_CGK, memory, count_B, place_BT):
 def _choose(q_BTHK, k_BSGK, boundary, memory, count_B, place_BT, view, model):
     """The memory, and what the new tokens choose of the blocks that are kept; with bookmarks of new keys if they are many.
 
-    What a few tokens close none of them may choose yet: `step` makes their bookmarks, in all layers at once.
+    Those of a few keys `step` makes, in all layers at once: see `grow_rows.may_wait`.
     """
     index = memory.index
-    if k_BSGK.shape[1] >= model.index.C:
+    if not grow_rows.may_wait(k_BSGK.shape[1], model.index):
         [index] = grow_rows.append_rows(
             [index], [k_BSGK], count_B, model.index, [boundary]
         )

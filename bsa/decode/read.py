@@ -1,4 +1,4 @@
-"""Queries that stand in query blocks, and their attention to gathered blocks. Called by `attend`."""
+"""Queries that stand in query blocks, their attention to gathered blocks, and what joins its logits. Called by `attend`."""
 
 import functools
 

@@ -142,7 +142,7 @@ def _grow(handed, hidden_BD, count_B, model):
     if not places:
         return memories
     keys, boundaries = zip(*(handed[i][attend.SOUGHT] for i in places))
-    if keys[0].shape[1] >= model.index.C:
+    if not grow_rows.may_wait(keys[0].shape[1], model.index):
         return memories
     indexes = [memories[i].index for i in places]
     grown = grow_rows.append_rows(

@@ -131,7 +131,7 @@ def _farthest_keys(gram_BGNCC, num_points, count_BGNC):
 
 
 def _own(gram_BGNCC):
-    """Squares of the keys, [B, G, N, C]."""
+    """Squares of the keys, [B, G, N, C]; summed as `_pull` sums, since GPUs gather a diagonal more slowly."""
     return (gram_BGNCC * jnp.eye(gram_BGNCC.shape[-1])).sum(-2)
 
 

@@ -21,6 +21,11 @@ def per_row(grown: grow.GrowingIndex) -> grow.GrowingIndex:
     )
 
 
+def may_wait(num_tokens: int, index: settings.IndexSettings) -> bool:
+    """Whether tokens are so few that none of them may choose what they close: it has to be C tokens back."""
+    return num_tokens < index.C
+
+
 def append_rows(
     layers: Sequence[grow.GrowingIndex],
     keys,
@@ -42,15 +47,15 @@ def append_rows(
     """
     boundaries = boundaries or [None] * len(layers)
     arguments = list(layers), list(keys), count_B, list(boundaries)
-    grow_rows = functools.partial(_append_rows, index=index)
-    if keys[0].shape[1] >= index.C:
-        return grow_rows(*arguments)
+    close = functools.partial(_append_rows, index=index)
+    if not may_wait(keys[0].shape[1], index):
+        return close(*arguments)
     closes = (layers[0].num_tokens % index.C + count_B >= index.C).any()
     if after is not None:
         bits = lax.bitcast_convert_type(after.astype(jnp.float32), jnp.int32)
         # Always so, which the compiler doesn't know.
         closes &= ((bits | 1) != 0).all()
-    return lax.cond(closes, grow_rows, _wait_rows, *arguments)
+    return lax.cond(closes, close, _wait_rows, *arguments)
 
 
 def _wait_rows(layers, keys, count_B, _):

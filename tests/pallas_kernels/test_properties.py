@@ -46,6 +46,24 @@ def test_all_blocks_selected_is_dense_attention(implementation):
     )
 
 
+def test_the_oracle_rounds_gradients_once():
+    """Those of keys are sums over a group's heads, in float32 whatever dtype the keys have."""
+    inputs = cases.make_inputs(cases.Case("group", T=40, S=40, H=16, G=1))
+    arrays = [x.astype(jnp.bfloat16) for x in inputs[:3]]
+
+    def gradients(dtype):
+        def attend(*arrays):
+            return block_sparse_attention(
+                *arrays, inputs.selection, scale=SCALE, implementation="reference"
+            )[0]
+
+        out_BTHK, pull = jax.vjp(attend, *(x.astype(dtype) for x in arrays))
+        return pull(jnp.ones_like(out_BTHK))
+
+    for rounded, exact in zip(gradients(jnp.bfloat16), gradients(jnp.float32)):
+        np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
+
+
 @every_implementation
 def test_future_keys_change_no_bit_of_the_past(implementation):
     inputs, cut = cases.make_inputs(CASE), 29
