@@ -20,8 +20,8 @@ WINDOW_TOKENS = 256
 RUN_TOKENS, RUNS_OF_TOPIC = 64, 16
 BACKWARD_LENGTH = 2**18
 """Longest text for which dense attention's backward is timed, and XLA checks what a kernel chose."""
-COARSEST = 2048
-"""Levels are added until there are at most this many of the coarsest chapters."""
+COARSEST_POINTS = 2**14
+"""Levels are added until the coarsest chapters have at most so many points."""
 FLAT = settings.IndexSettings(
     C=16,
     span_blocks=1,
@@ -59,16 +59,26 @@ FLAT = settings.IndexSettings(
 
 
 def settings_for(route_name, length):
-    """The index of one route, by best points if its name ends in "-max"; as many levels as the text asks for."""
-    route_name, _, point_pool = route_name.partition("-")
-    num, levels = length // FLAT.C // FLAT.chapter_bookmarks, 1
-    while num > COARSEST:
-        num, levels = num // FLAT.chapter_bookmarks, levels + 1
+    """The index of one route; as many levels as the text asks for.
+
+    Args:
+        route_name: like "chapters-max-16x4": by best points, chapters of 16 bookmarks with 4 points; parts may be left out.
+    """
+    route_name, *parts = route_name.split("-")
+    sizes = [part for part in parts if part[0].isdigit()]
+    group, chapter_R = FLAT.chapter_bookmarks, FLAT.chapter_R
+    if sizes:
+        group, chapter_R = map(int, sizes[0].split("x"))
+    num, levels = length // FLAT.C // group, 1
+    while num * chapter_R > COARSEST_POINTS:
+        num, levels = num // group, levels + 1
     return dataclasses.replace(
         FLAT,
         route=route_name,
+        chapter_bookmarks=group,
+        chapter_R=chapter_R,
         chapter_levels=levels,
-        point_pool=point_pool or FLAT.point_pool,
+        point_pool="max" if "max" in parts else FLAT.point_pool,
         P=8 if route_name == "graph" else 0,
     )
 
@@ -183,6 +193,8 @@ def measure_dense(length, flags, dense):
         "forward+backward": _with_backward(attend_densely),
     }
     for name, function in passes.items():
+        if name not in flags.passes:
+            continue
         if name != "forward" and length > BACKWARD_LENGTH:
             continue
         base = {"length": length, "pass": name, "implementation": "cudnn"}
@@ -210,7 +222,7 @@ def measure(length, route_name, flags, dense):
         "route": route_name,
         "implementation": flags.implementation,
     }
-    for name in bench_timing.PASSES:
+    for name in [x for x in bench_timing.PASSES if x in flags.passes]:
         inputs = _inputs(name, arrays)
         record, result = _time(steps[name], inputs, base | {"pass": name}, flags)
         if "ms" in record and (name, length) in dense:

@@ -2,6 +2,7 @@
 
 Command: python -m experiments.passkey_long --workdir=runs/small_bookmark [--tokens=1048576,10485760] [--depths=5]
     [--samples=50] [--batch=2] [--kinds=bookmark,window] [--stores=model,int8] [--route=chapters] [--choices=8] [--beam=16]
+    [--granularity=block]
 Hardware: one H100; the records say which
 Output: experiments/results/passkey_long.json; cells measured before on the same device stay
 
@@ -9,6 +10,8 @@ Output: experiments/results/passkey_long.json; cells measured before on the same
 counts if all five digits, decoded greedily after the question, are right. Text is the held-out part of the run's own
 source; where that is shorter than the document, pieces of it come again. `ms_per_token` is the median over batches,
 the lower one of two; in a store's first cell one batch waits for the compiler. A cell is written as soon as it is done.
+`read_tokens_per_s`, over all rows of a batch, is the best of its batches. With `--granularity=block` the 16 tokens of a
+query block choose together while the text is read; a token that answers always chooses for itself.
 
 Where a sample fails: `digits` is the share of single digits that are right, `key_read` the share of samples in which some
 head of a bookmark layer reads a block of the key when the first digit is drawn, and `blocks_read` how many blocks such a
@@ -96,11 +99,13 @@ def documents(run, tokens, depth, samples):
 
 
 def measure(params, model, empty, prompts, answers, places):
-    """Which digits of a batch are right, how its first tokens read, see `how_read`, and ms a token of the answers."""
+    """Which digits of a batch are right, how its first tokens read, see `how_read`, ms a token of the answers, and tokens read a second."""
     # Not made anew: a step that was compiled for blocks on the host belongs to them.
     cache = jax.tree.map(jnp.copy, empty)
+    begin = time.perf_counter()
     _, cache = step.prefill(params, prompts[:, :-1], cache, model)
     jax.block_until_ready(cache)
+    rate = prompts[:, :-1].size / (time.perf_counter() - begin)
     num = answers.shape[1]
     sampling = decode_settings.SamplingSettings(max_tokens=num, tokens_a_call=num)
     begin = time.perf_counter()
@@ -108,7 +113,7 @@ def measure(params, model, empty, prompts, answers, places):
     drawn = list(stream)
     ms = 1000 * (time.perf_counter() - begin) / num
     right_BT = np.stack([token.token_B for token in drawn], axis=1) == answers
-    return right_BT, how_read(drawn[0].readings, places // model.index.C), ms
+    return right_BT, how_read(drawn[0].readings, places // model.index.C), ms, rate
 
 
 def how_read(readings, block_id_BX):
@@ -124,14 +129,15 @@ def how_read(readings, block_id_BX):
 def cell(run, params, model, empty, tokens, depth, arguments):
     """Share of samples that were right, and of those that could be, with time and bytes of the batches."""
     samples = list(documents(run, tokens, depth, arguments.samples))
-    right, reads, ms = [], [], []
+    right, reads, ms, rates = [], [], [], []
     for begin in range(0, len(samples), arguments.batch):
         batch = samples[begin : begin + arguments.batch]
         rows = (np.stack(rows) for rows in zip(*batch))
-        right_BT, read, ms_per_token = measure(params, model, empty, *rows)
+        right_BT, read, ms_per_token, rate = measure(params, model, empty, *rows)
         right.append(right_BT)
         reads.append(read)
         ms.append(ms_per_token)
+        rates.append(rate)
     has_choices = None not in reads
     return {
         "accuracy": float(np.concatenate(right).all(1).mean()),
@@ -140,6 +146,7 @@ def cell(run, params, model, empty, tokens, depth, arguments):
         "blocks_read": float(np.mean([x[0] for x in reads])) if has_choices else None,
         "samples": len(samples),
         "ms_per_token": statistics.median_low(ms),
+        "read_tokens_per_s": max(rates),
         "cache_bytes": caches.num_bytes(empty),
     }
 
@@ -155,6 +162,9 @@ def parse():
     parser.add_argument("--stores", default="model")
     parser.add_argument("--route", default="chapters")
     parser.add_argument("--piece", type=int, default=1024)
+    parser.add_argument(
+        "--granularity", default="token", help="of reading: token or block"
+    )
     parser.add_argument(
         "--choices", type=int, default=0, help="A; 0: as many as in training"
     )
@@ -175,9 +185,11 @@ def main():
         "trained_A": run.model.index.A,
     }
     way = ("device", "tokens", "depth", "kind", "store", "route", "A", "beam")
+    way = (*way, "granularity")
     origin = provenance.provenance()
     for tokens in map(int, arguments.tokens.split(",")):
         model = reading_model(run.model, tokens, arguments)
+        model = model.read_by(arguments.granularity)
         models = {"bookmark": (params, model), "window": without_choices(params, model)}
         for kind in arguments.kinds.split(","):
             for store in arguments.stores.split(","):
@@ -196,6 +208,7 @@ def main():
                         "A": model.index.A,
                         "J": model.index.J,
                         "beam": model.index.beam,
+                        "granularity": model.index.granularity,
                     }
                     found = cell(run, *models[kind], empty, tokens, depth, arguments)
                     row = trained | how | found

@@ -1,12 +1,13 @@
 """How fast SmolLM2-135M reads and answers, dense and with bookmarks, at texts of its own 8,192 tokens and longer.
 
-Command: python -m experiments.pretrained_speed [--tokens=8192,32768,131072] [--kinds=bookmark,dense] [--route=flat]
+Command: python -m experiments.pretrained_speed [--tokens=8192,32768,131072] [--kinds=bookmark,pooled,dense] [--route=flat]
     [--forwards=3] [--piece=2048]
-Hardware: one H100 or H200 (one cell run so far, a token a call)
+Hardware: one H100 or H200
 Output: experiments/results/pretrained_speed.json; cells measured before on the same device stay
 
 In bfloat16, with the index of configs/smollm2.py, whose digests are in bfloat16 too and searched by `--route` (chapters as
-`experiments.decode` makes them), and positions stretched by NTK, on tokens at random. `forward_tokens_per_s`: the parallel pass
+`experiments.decode` makes them), and positions stretched by NTK, on tokens at random. Kind `pooled` chooses without the
+exact step, by the mean query of a group's heads (`POOLED`), which is what Hopper's search kernel does. `forward_tokens_per_s`: the parallel pass
 up to the last hidden states; `prefill_tokens_per_s`: reading into the cache, a piece at a time; `ms_per_token`: of `--steps`
 greedy tokens after the text, the median over calls that draw 8 each. Reading and answering compile each layer for itself,
 minutes a cell: with JAX_COMPILATION_CACHE_DIR the cells, each a process beside the others, compile at once, and one process
@@ -32,14 +33,19 @@ from bsa.train import provenance, settings, transfer
 from configs import smollm2
 from experiments import decode, record
 
+POOLED = {"R": 4, "A": 16, "X": 0, "query_pool": "mean"}
+"""The index of `experiments.selector_loss`'s open16-points4-pooled: 0.06, 0.01 and 0.03 nats over dense."""
+
 CELL = ("device", "tokens", "kind", "route", "piece_tokens")
 
 
 def open_model(kind: str, route: str, num_tokens: int):
     """The model's settings and its parameters in bfloat16."""
-    config = smollm2.get_config(kind)
+    config = smollm2.get_config("bookmark" if kind == "pooled" else kind)
     config.model.update(dtype="bfloat16")
     config.index.update(store="bfloat16")
+    if kind == "pooled":
+        config.index.update(POOLED)
     config.data.update(T=num_tokens)
     run, opened = transfer.open_model(settings.from_config(config))
     longest = opened.architecture.max_tokens
@@ -123,7 +129,7 @@ def main() -> None:
     """Measures cell by cell, and records each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", default="8192,32768,131072")
-    parser.add_argument("--kinds", default="bookmark,dense")
+    parser.add_argument("--kinds", default="bookmark,pooled,dense")
     parser.add_argument("--route", default="flat", help="flat, chapters or graph")
     parser.add_argument("--forwards", type=int, default=3, help="0: none")
     parser.add_argument("--piece", type=int, default=2048, help="tokens read at once")

@@ -37,6 +37,8 @@ OPEN |= {"query_pool": "heads", "open_tokens": 16, "A": 16}
 POOLED = OPEN | {"R": 4, "query_pool": "mean"}
 FEW = OPEN | {"A": 8, "query_pool": "mean"}
 CHAPTERS = {"route": "chapters", "chapter_bookmarks": 4, "chapter_R": 8, "beam": 24}
+CHAPTER_SIZES = ((32, 8), (32, 4), (32, 2), (16, 4), (16, 2), (8, 2))
+"""Bookmarks and points of a chapter: a query looks into as many as hold 64 bookmarks, of 512."""
 LINKS = {"route": "graph", "P": 6, "children": 8, "beam": 8, "frontier": 64}
 
 
@@ -64,6 +66,12 @@ def _cases():
         | {"J": 128, "R": 4, "point_pool": "max"},
         "open16-points4-chapters-max": OPEN | {"R": 4, "point_pool": "max"} | CHAPTERS,
         "open8-pooled-lists128-spread4": FEW | {"J": 128, "R": 4, "digest": "spread"},
+        **{
+            f"open8-pooled-lists128-chapters{size}x{R}": FEW
+            | {"J": 128, "route": "chapters", "chapter_bookmarks": size}
+            | {"chapter_R": R, "beam": 64 // size}
+            for size, R in CHAPTER_SIZES
+        },
         "open16": OPEN,
         "open16-exact64": OPEN | {"X": 64},
         "open8-exact64": OPEN | {"X": 64, "A": 8},

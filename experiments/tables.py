@@ -170,13 +170,15 @@ def decode() -> str:
 def passkeys() -> str:
     """Far passkeys of `experiments.passkey_long`, a row for each way of reading, depths side by side."""
     result = record.read("passkey_long")
-    names = ("trained_steps", "tokens", "kind", "store", "route", "A", "beam", "device")
+    names = ("trained_steps", "tokens", "kind", "store", "route", "granularity")
+    names = (*names, "A", "beam", "device")
     lines = [
-        "| steps | tokens | kind | cache | route | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
-        "|---" * 12 + "|",
+        "| steps | tokens | kind | cache | route | read by | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
+        "|---" * 13 + "|",
     ]
     by_cell = {}
     for row in sorted(result["records"], key=lambda row: row["depth"]):
+        row = {"granularity": "token"} | row
         by_cell.setdefault(tuple(row[name] for name in names), []).append(row)
     for (steps, tokens, *others), rows in sorted(by_cell.items()):
         right = ", ".join(f"{row['accuracy']:.0%} ({row['depth']:g})" for row in rows)

@@ -82,4 +82,4 @@ def test_layers_that_are_timed_have_few_coarsest_chapters():
     for length in (2**15, 2**20, 10 * 2**20):
         index = bench_end_to_end.settings_for("chapters", length)
         size = index.C * index.chapter_bookmarks**index.chapter_levels
-        assert length // size <= bench_end_to_end.COARSEST
+        assert length // size * index.chapter_R <= bench_end_to_end.COARSEST_POINTS

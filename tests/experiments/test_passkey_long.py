@@ -63,7 +63,7 @@ def test_a_key_is_read_where_everything_is(run):
     model = dataclasses.replace(run.model, index=index)
     empty = caches.empty(model, decode_settings.CacheSettings(tokens + 16, 256), num)
     params = decoder.init(jax.random.key(0), model)
-    right_BT, (blocks, finds_B), _ = passkey_long.measure(
+    right_BT, (blocks, finds_B), *_ = passkey_long.measure(
         params, model, empty, prompts, answers, places
     )
     assert right_BT.shape == answers.shape
