@@ -17,7 +17,7 @@ import numpy as np
 from bsa.decode import again, attend
 from bsa.decode import cache as caches
 from bsa.index import grow_rows
-from bsa.model import decoder
+from bsa.model import attention, decoder
 from bsa.model import settings as model_settings
 from pallas_kernels import shapes
 
@@ -52,12 +52,14 @@ def prefill(
     check_room(cache, int((np.asarray(cache.length_B) + count_B).max()))
     logits_BV = jnp.zeros((B, model.V), jnp.float32)
     piece = 1 if T == 1 else cache.room.piece_tokens
+    # A program of all layers takes long to compile, which pays for the few tokens that answer.
+    read = _advance if grow_rows.may_wait(piece, model.index) else advance
     for begin in range(0, T, piece):
         part = np.zeros((B, piece), np.int32)
         tokens = token_BT[:, begin : begin + piece]
         part[:, : tokens.shape[1]] = tokens
         counts = np.clip(count_B - begin, 0, piece).astype(np.int32)
-        new_BV, _, cache = _advance(params, part, counts, cache, model)
+        new_BV, _, cache = read(params, part, counts, cache, model)
         logits_BV = jnp.where(counts[:, None] > 0, new_BV, logits_BV)
         if after_piece is not None and after_piece(logits_BV, cache):
             break
@@ -105,24 +107,76 @@ def advance(
     model: model_settings.ModelSettings,
     weigh: bool = False,
 ):
-    """What a compiled step does: logits after each row's last real token, readings, and the cache with the tokens.
+    """A step: logits after each row's last real token, readings, and the cache with the tokens.
+
+    A compiled call for each layer, which layers that differ by their parameters alone share; in a compiled function they
+    become one program.
 
     Args:
         count_B: int32, how many of the tokens each row has; there must be room for them.
     """
-    T = token_BT.shape[1]
-    position_BT = cache.length_B[:, None] + jnp.arange(T, dtype=jnp.int32)
-    attends = [
-        functools.partial(
-            again.attend,
-            context=attend.Context(memory, count_B, cache.room, weigh),
+    count_B = jnp.asarray(count_B)
+    x_BTD, position_BT = _begin(params, token_BT, cache.length_B, model)
+    handed, followed = [], None
+    for layer, memory in enumerate(cache.layers):
+        stacked, repetition, letter = decoder.place(params, layer, model)
+        x_BTD, more = _apply_layer(
+            *(stacked, repetition, x_BTD, position_BT, count_B),
+            followed if model.pattern[letter] == "f" else None,
+            memory,
+            model=model,
+            letter=model.first_alike(letter),
+            room=cache.room,
+            weigh=weigh,
         )
-        for memory in cache.layers
-    ]
-    hidden_BTD, handed = decoder.apply_layers(
-        params, token_BT, position_BT, model, attends
+        handed.append(more)
+        followed = more.pop(attention.FOLLOWED, followed)
+    hidden_BD, logits_BV, length_B = _end(params, x_BTD, count_B, cache.length_B, model)
+    layers = _grow(handed, hidden_BD, count_B, model)
+    cache = caches.Cache(tuple(layers), length_B, cache.room)
+    return logits_BV, [layer["reading"] for layer in handed], cache
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _begin(params, token_BT, length_B, model):
+    """What goes into the first layer, and the tokens' places."""
+    position_BT = length_B[:, None] + jnp.arange(token_BT.shape[1], dtype=jnp.int32)
+    return decoder.embed(params, token_BT, model), position_BT
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "letter", "room", "weigh"),
+    donate_argnames=("x_BTD", "memory"),
+)
+def _apply_layer(
+    stacked,
+    repetition,
+    x_BTD,
+    position_BT,
+    count_B,
+    followed,
+    memory,
+    *,
+    model,
+    letter,
+    room,
+    weigh,
+):
+    """`decoder.apply_layer` with the memory of one layer."""
+    attends = functools.partial(
+        again.attend, context=attend.Context(memory, count_B, room, weigh)
     )
+    return decoder.apply_layer(
+        *(stacked, repetition, x_BTD, position_BT, model, letter, attends, followed)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _end(params, x_BTD, count_B, length_B, model):
+    """After the last layer, at each row's last real token: hidden states and logits; and the rows' new lengths."""
     last_B = jnp.maximum(count_B - 1, 0)
+    hidden_BTD = decoder.finish(params, x_BTD, model)
     hidden_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
     logits_BV = jnp.einsum(
         "bd,vd->bv",
@@ -130,9 +184,7 @@ def advance(
         decoder.head(params).astype(hidden_BD.dtype),
         preferred_element_type=jnp.float32,
     )
-    layers = _grow(handed, hidden_BD, count_B, model)
-    cache = caches.Cache(tuple(layers), cache.length_B + count_B, cache.room)
-    return logits_BV, [layer["reading"] for layer in handed], cache
+    return hidden_BD, logits_BV, length_B + count_B
 
 
 def _grow(handed, hidden_BD, count_B, model):

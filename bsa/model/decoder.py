@@ -138,19 +138,54 @@ def apply_layers(params, token_BT, position_BT, model: settings.ModelSettings, a
         hidden_BTD, and a list of what the layers' attention handed on.
     """
     shapes.check(token_BT=token_BT, position_BT=position_BT)
-    x_BTD = params["embedding_VD"][token_BT].astype(model.dtype)
+    x_BTD = embed(params, token_BT, model)
     handed, followed = [], None
     for layer, attend in enumerate(attends):
-        repetition, letter = divmod(layer, len(model.pattern))
-        stacked = params["groups"][f"layer_{letter}_{model.pattern[letter]}"]
-        own = jax.tree.map(lambda x, i=repetition: x[i], stacked)
-        x_BTD, more = layers.Layer(model, letter, attend).apply(
-            {"params": own}, x_BTD, None, position_BT, followed
+        stacked, repetition, letter = place(params, layer, model)
+        x_BTD, more = apply_layer(
+            *(stacked, repetition, x_BTD, position_BT, model, letter, attend, followed)
         )
         handed.append(more)
         followed = more.pop(attention.FOLLOWED, followed)
+    return finish(params, x_BTD, model), handed
+
+
+def embed(params, token_BT, model: settings.ModelSettings):
+    """x_BTD that goes into the first layer."""
+    return params["embedding_VD"][token_BT].astype(model.dtype)
+
+
+def place(params, layer: int, model: settings.ModelSettings):
+    """Parameters of a layer's letter of the pattern, stacked; which of them are its own; and the letter's place."""
+    repetition, letter = divmod(layer, len(model.pattern))
+    return (
+        params["groups"][f"layer_{letter}_{model.pattern[letter]}"],
+        repetition,
+        letter,
+    )
+
+
+def apply_layer(
+    stacked,
+    repetition,
+    x_BTD,
+    position_BT,
+    model: settings.ModelSettings,
+    letter: int,
+    attend,
+    followed: attention.Followed | None = None,
+):
+    """One layer of `apply_layers`, whose parameters `place` finds: x_BTD after it, and what its attention handed on."""
+    own = jax.tree.map(lambda x: x[repetition], stacked)
+    return layers.Layer(model, letter, attend).apply(
+        {"params": own}, x_BTD, None, position_BT, followed
+    )
+
+
+def finish(params, x_BTD, model: settings.ModelSettings):
+    """hidden_BTD, from what the last layer leaves."""
     norm = layers.Norm(model.norm_eps)
-    return norm.apply({"params": params["final_norm"]}, x_BTD), handed
+    return norm.apply({"params": params["final_norm"]}, x_BTD)
 
 
 def head(params):

@@ -169,6 +169,11 @@ class ModelSettings:
         """Whether bookmark layers add something to the logits of chosen blocks."""
         return bool(self.score_weight or self.mass_weight)
 
+    def first_alike(self, letter: int) -> int:
+        """The first place in the pattern that differs from `letter` by its parameters alone."""
+        looks = list(zip(self.pattern, self.positions, self.window_tokens))
+        return looks.index(looks[letter])
+
     def read_by(self, granularity: str) -> "ModelSettings":
         """The same model, for reading prompts by another `index.granularity`."""
         index = dataclasses.replace(self.index, granularity=granularity)

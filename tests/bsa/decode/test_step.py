@@ -79,16 +79,20 @@ def test_decoding_is_the_parallel_pass(name, seed, chunks, late):
         np.testing.assert_array_equal(likeliest, token_BT[row, place])
 
 
-def test_step_compiles_twice(caplog):
-    """Once for pieces, once for single tokens, whatever the chunks were."""
-    model = cases.CHAPTERS
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_compiled(caplog, name):
+    """For pieces one layer of each kind, for single tokens all of them once, whatever the chunks were."""
+    model = MODELS[name]
+    jax.clear_caches()
     params, token_BT = cases.parameters(model), cases.tokens(0)
     cache = caches.empty(model, ROOM, 2)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for chunk in (1, 7, 64, 100, 1, 30):
             _, cache = step.prefill(params, token_BT[:, :chunk], cache, model)
     compiled = [text for text in caplog.messages if text.startswith("Compiling")]
-    assert sum("advance" in text for text in compiled) <= 2, compiled
+    letters = zip(model.pattern, model.positions, model.window_tokens)
+    assert sum("advance" in text for text in compiled) == 1, compiled
+    assert sum("apply_layer" in text for text in compiled) == len(set(letters))
 
 
 def test_no_chapters_are_copied_for_a_token():
