@@ -19,9 +19,9 @@ from pallas_kernels import (
 )
 
 MAX_STAGES = 4
-SHARED_BYTES = 184 * 2**10
-"""For tiles and queries: lists and results take the rest."""
-MAX_RANKS = 16
+SHARED_BYTES = 224 * 2**10
+"""Of a thread block, but for barriers."""
+MAX_RANKS = 32
 """Most nodes that are found for a query."""
 MAX_ROWS = 256
 """Points of a tile: a copy's rows."""
@@ -73,24 +73,25 @@ def find(
         spread_BGMR=spread_BGMR,
     )
     B, T, G, K, M, R = (sizes[letter] for letter in "BTGKMR")
-    if not fits(K, M, R, group) or num > MAX_RANKS:
+    X = 0 if group_BGTX is None else group_BGTX.shape[3]
+    if not fits(K, M, R, num, group, X):
         raise NotImplementedError(
             f"mosaic_gpu finds no {num} of M={M} nodes of R={R} points of width K={K} in groups of {group}: "
             f"{mosaic_gpu_operands.INSTEAD}"
         )
-    nodes = _choose_nodes(R, K, group)
+    nodes = _choose_nodes(R, K, num, group, X)
     inputs = _prepare(
         *(q_BTGK, point_BGMRK, log_count_BGMR, low_BT, high_BT),
         *(groups, widths, nodes),
     )
     plan = mosaic_gpu_rank.Plan(
         *(B, G, inputs.q_BTGK.shape[1], R, K),
-        X=0 if group_BGTX is None else group_BGTX.shape[3],
+        X=X,
         J=0 if group_BGTX is None else inputs.list_BGQJ.shape[3],
         num=num,
         nodes=nodes,
         parts=(group or nodes) // nodes,
-        stages=_count_stages(R, K, nodes, group),
+        stages=_count_stages(R, K, nodes, num, X),
         point_pool=point_pool,
     )
     id_BGAT, score_BGAT = mosaic_gpu_rank.run(plan, inputs, interpret)
@@ -99,10 +100,10 @@ def find(
     return id_BGAT[..., :T].swapaxes(2, 3)
 
 
-def fits(K, M, R, group=None):
-    """Whether the kernel can search M nodes of R points of width K, in groups of so many or (None) all of them."""
-    is_size = K in mosaic_gpu_operands.WIDTHS and M <= MAX_NODES
-    return is_size and _choose_nodes(R, K, group) is not None
+def fits(K, M, R, num, group=None, X=0):
+    """Whether the kernel can find `num` of M nodes of R points of width K, all of them or of X groups of so many."""
+    is_size = K in mosaic_gpu_operands.WIDTHS and M <= MAX_NODES and num <= MAX_RANKS
+    return is_size and _choose_nodes(R, K, num, group, X) is not None
 
 
 def _prepare(
@@ -145,23 +146,30 @@ def _prepare(
     )
 
 
-def _choose_nodes(R, K, group):
+def _choose_nodes(R, K, num, group, X):
     """Nodes of a tile: the most whose points are joined at once. None if no tiles make up a group, or find room."""
     sizes = [
         x
         for x in mosaic_gpu_best.DEPTHS
-        if (group or x) % x == 0 and R * x <= MAX_ROWS and _count_stages(R, K, x, group)
+        if (group or x) % x == 0
+        and R * x <= MAX_ROWS
+        and _count_stages(R, K, x, num, X)
     ]
     joined = [x for x in sizes if R * x <= mosaic_gpu_best.PRODUCTS]
     return next(iter(joined + sizes[-1:]), None)
 
 
-def _count_stages(R, K, nodes, group):
-    """Of a ring: the consumers share one, or have one each if they look at different groups."""
-    is_grouped = group is not None
-    room = SHARED_BYTES - 2 * _program_tokens(is_grouped) * K
-    rings = mosaic_gpu_rank.count_consumers(is_grouped) if is_grouped else 1
-    return min(MAX_STAGES, room // (2 * R * nodes * K * rings))
+def _count_stages(R, K, nodes, num, X):
+    """Of a ring: the consumers share one, or have one each if their queries look at X groups each; 0: no room."""
+    consumers = mosaic_gpu_rank.count_consumers(X > 0)
+    rings = consumers if X else 1
+    looks = -(-num // min(num, mosaic_gpu_best.DEPTHS[nodes]))
+    # A query: its vector, bounds, square, ranks, doubts and groups. A tile: points, counts and spreads.
+    row_bytes = 2 * K + 12 + 8 * num + 4 * looks + 4 * X
+    list_bytes = 4 * mosaic_gpu_rank.PART * X
+    tile_bytes = mosaic_gpu_operands.round_up(R * nodes, 32) * (2 * K + 8)
+    room = SHARED_BYTES - consumers * mosaic_gpu_rank.PART * row_bytes
+    return max(0, min(MAX_STAGES, (room // rings - list_bytes) // tile_bytes))
 
 
 def _program_tokens(is_grouped):

@@ -1,9 +1,14 @@
 """Coarse to fine by the Hopper kernel: what `tree.search` finds for one token after another, for all at once. Called by `route`."""
 
+import functools
+
 import jax.numpy as jnp
 
 from bsa.index import build, judge, precision, settings
 from pallas_kernels import dispatch, mosaic_gpu_search, shapes
+
+EDGES = 2
+"""Groups that a query looks at beside those of its chapters: where the first and the last node that it sees lie."""
 
 
 def can_search(
@@ -27,12 +32,12 @@ def can_search(
         return False
     if index.store == "int8" or max(index.span_blocks, index.volume_chapters) > 1:
         return False
-    if max(index.A, index.beam) > mosaic_gpu_search.MAX_RANKS:
-        return False
     *finer, coarsest = [node[0].shape[2:4] for node in bookmarks.nodes]
-    K, group = q_BTHK.shape[3], index.chapter_bookmarks
-    return mosaic_gpu_search.fits(K, *coarsest) and all(
-        mosaic_gpu_search.fits(K, M, R, group) for M, R in finer
+    fits = functools.partial(mosaic_gpu_search.fits, q_BTHK.shape[3])
+    finds = [index.A] + [index.beam] * len(finer)
+    return fits(*coarsest, finds[-1]) and all(
+        fits(*nodes, num, index.chapter_bookmarks, index.beam + EDGES)
+        for nodes, num in zip(finer, finds)
     )
 
 

@@ -8,7 +8,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import mosaic_gpu, mosaic_gpu_search
 
-B, T, G, K, M, NUM = 2, 200, 2, 64, 180, 5
+B, T, G, K, M = 2, 200, 2, 64, 180
 """Two thread blocks a head, the second ragged; six tiles of 32 nodes, the last ragged."""
 GROUP = 64
 """Two tiles of a group."""
@@ -37,15 +37,15 @@ def _draw(R):
 
 
 @pytest.mark.parametrize(
-    ("R", "is_grouped", "has_spread", "point_pool"),
+    ("R", "num", "is_grouped", "has_spread", "point_pool"),
     [
-        (3, False, False, "logsumexp"),
-        (9, False, True, "logsumexp"),
-        (9, True, False, "max"),
-        (1, True, False, "logsumexp"),
+        (3, 5, False, False, "logsumexp"),
+        (9, 5, False, True, "logsumexp"),
+        (9, 5, True, False, "max"),
+        (1, 21, True, False, "logsumexp"),
     ],
 )
-def test_finds_the_best(R, is_grouped, has_spread, point_pool):
+def test_finds_the_best(R, num, is_grouped, has_spread, point_pool):
     interpret = None
     if not mosaic_gpu.is_hopper(jax.devices()[0]):
         interpret = plgpu.InterpretGPUParams()
@@ -63,7 +63,7 @@ def test_finds_the_best(R, is_grouped, has_spread, point_pool):
     @jax.jit
     def find(*arrays):
         return mosaic_gpu_search.find(
-            *(*arrays, NUM),
+            *(*arrays, num),
             groups=groups,
             widths=(square_BTG, spread_BGMR) if has_spread else None,
             point_pool=point_pool,
@@ -83,7 +83,7 @@ def test_finds_the_best(R, is_grouped, has_spread, point_pool):
     if is_grouped:
         is_open = is_open & (group_BGTX[..., None] == place // GROUP).any(3)
     score = np.where(is_open, score, -np.inf)
-    order = np.argsort(-np.round(score, 4), axis=-1, kind="stable")[..., :NUM]
+    order = np.argsort(-np.round(score, 4), axis=-1, kind="stable")[..., :num]
     best = np.take_along_axis(score, order, -1)
     if R == 1:
         expected = np.where(best > -np.inf, order, -1)
