@@ -12,7 +12,8 @@ def table() -> str:
         _text(),
         _recall(),
         _pretrained(),
-        _passkeys(),
+        _passkeys(2**17, ""),
+        _passkeys(2**20, ", read by blocks", granularity="block"),
         _kernel(),
         _layer(),
         _training(),
@@ -82,16 +83,17 @@ def _pretrained():
     return what, over("bookmark"), _beside(others), _short(row["device"])
 
 
-def _passkeys():
-    where = {"tokens": 131072, "store": "model", "trained_steps": 4500}
+def _passkeys(tokens, how, **bookmark_only):
+    where = {"tokens": tokens, "store": "model", "trained_steps": 4500}
 
-    def found(kind):
-        rows = _rows("passkey_long", kind=kind, **where)
+    def found(kind, **more):
+        rows = _rows("passkey_long", kind=kind, **where, **more)
         return f"{statistics.mean(row['accuracy'] for row in rows):.0%}"
 
-    what = "passkeys in 131,072 tokens, all depths, trained on 8,192"
+    what = f"passkeys in {tokens:,} tokens, all depths, trained on 8,192{how}"
     device = _rows("passkey_long", kind="bookmark", **where)[0]["device"]
-    return what, found("bookmark"), f"window {found('window')}", _short(device)
+    beside = f"window {found('window')}"
+    return what, found("bookmark", **bookmark_only), beside, _short(device)
 
 
 def _kernel():

@@ -74,7 +74,7 @@ def unite(
             [key_BGQP, chosen.reshape(*chosen.shape[:3], -1)], -1
         )
 
-    id_BGQJ, opener_bits, refused_BGQ = _merge(key_BGQP, radix, num_blocks, length)
+    id_BGQJ, opener_bits, refused_BGQ = _merge(key_BGQP, radix, length)
     opened = _stay_open(opener_bits, index.open_tokens, block)
     mask_BGQJ = _token_mask(id_BGQJ, opened, view, block)
     count_BGQ = (id_BGQJ >= 0).sum(-1, dtype=jnp.int32)
@@ -124,7 +124,7 @@ def _visible_choices(choice_BGTA, before_BGUA, block, open_tokens):
     return known[:, :, token_QU]
 
 
-def _merge(key_BGQP, radix, num_blocks, length):
+def _merge(key_BGQP, radix, length):
     """Unique ids of each row in order of opening, who opened them, and how many had no room.
 
     A key is id * radix + time of opening, time 0 for local blocks; negative keys are empty.
@@ -139,21 +139,23 @@ def _merge(key_BGQP, radix, num_blocks, length):
     changes = id_BGQP[..., 1:] != id_BGQP[..., :-1]
     begins = real & jnp.concatenate([jnp.ones_like(changes[..., :1]), changes], axis=-1)
 
-    # Room: runs are admitted in order of their first opening, all of one moment or none.
-    order = jnp.where(begins, time_BGQP * num_blocks + id_BGQP, empty)
-    order, source = lax.sort((order, place), dimension=-1, num_keys=1)
-    missing = max(0, length + 1 - order.shape[-1])
-    order = jnp.pad(order, ((0, 0),) * 3 + ((0, missing),), constant_values=empty)
-    limit = order[..., length : length + 1] // num_blocks
-    admitted = order[..., :length] // num_blocks < limit
+    # Room: runs are admitted in order of their first opening, all of one moment or none. Of one moment they are sorted by
+    # id already, so places do for ids, which are longer: sorting takes time by the byte.
+    num = key_BGQP.shape[-1]
+    dtype = jnp.uint16 if radix * num < jnp.iinfo(jnp.uint16).max else jnp.int32
+    nowhere = jnp.iinfo(dtype).max
+    order = jnp.where(begins, time_BGQP * num + place, nowhere).astype(dtype)
+    order = jnp.sort(order, axis=-1).astype(jnp.int32)
+    missing = max(0, length + 1 - num)
+    order = jnp.pad(order, ((0, 0),) * 3 + ((0, missing),), constant_values=nowhere)
+    limit = order[..., length : length + 1] // num
+    order = order[..., :length]
+    admitted, source = order // num < limit, order % num
     refused_BGQ = begins.sum(-1, dtype=jnp.int32) - admitted.sum(-1, dtype=jnp.int32)
-    source = jnp.pad(source, ((0, 0),) * 3 + ((0, missing),))[..., :length]
 
     # An opener's bit occurs once in a run, so the sum of a run's bits is their union; uint32 wraps without harm.
-    following = jnp.where(begins | ~real, place, place.shape[-1])
-    following = jnp.concatenate(
-        [following, jnp.full_like(place[..., :1], place.shape[-1])], -1
-    )
+    following = jnp.where(begins | ~real, place, num)
+    following = jnp.concatenate([following, jnp.full_like(place[..., :1], num)], -1)
     end = jnp.take_along_axis(
         lax.cummin(following, axis=3, reverse=True), source + 1, -1
     )
@@ -171,7 +173,8 @@ def _merge(key_BGQP, radix, num_blocks, length):
         )
         run = jnp.take_along_axis(sums, end, -1) - jnp.take_along_axis(sums, source, -1)
         words.append(jnp.where(admitted, run, jnp.uint32(0)))
-    return jnp.where(admitted, order[..., :length] % num_blocks, -1), words, refused_BGQ
+    id_BGQJ = jnp.take_along_axis(id_BGQP, source, -1)
+    return jnp.where(admitted, id_BGQJ, -1), words, refused_BGQ
 
 
 def _stay_open(opener_bits, open_tokens, block):
