@@ -9,9 +9,9 @@ In bfloat16, with the index of configs/smollm2.py, whose digests are in bfloat16
 `experiments.decode` makes them), and positions stretched by NTK, on tokens at random. Kind `pooled` chooses without the
 exact step, by the mean query of a group's heads (`POOLED`), which is what Hopper's search kernel does. `forward_tokens_per_s`: the parallel pass
 up to the last hidden states; `prefill_tokens_per_s`: reading into the cache, a piece at a time; `ms_per_token`: of `--steps`
-greedy tokens after the text, the median over calls that draw 8 each. Reading and answering compile each layer for itself,
-minutes a cell: with JAX_COMPILATION_CACHE_DIR the cells, each a process beside the others, compile at once, and one process
-measures them after that.
+greedy tokens after the text, the median over calls that draw 8 each. Answering compiles each layer for itself, minutes a
+cell: with JAX_COMPILATION_CACHE_DIR the cells, each a process beside the others, compile at once, and one process in the
+same folder measures them after that (kernels hold the paths of their source files).
 """
 
 import argparse
