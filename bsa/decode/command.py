@@ -237,7 +237,7 @@ def _answer(params, prompt, cache, model, request, rate):
         times.append(time.monotonic())
     sys.stdout.write(to_text.decode(b"", final=True) + "\n")
     # The first call waits for the step to be compiled; it counts only while it is the only one.
-    num, first = len(times) - 1, request.sampling.tokens_a_call
+    num, first = len(times) - 1, max(1, request.sampling.tokens_a_call)
     warm = first if num > first else 0
     ms = 1000 * (times[-1] - times[warm]) / (num - warm)
     logging.info(

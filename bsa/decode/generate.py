@@ -78,18 +78,20 @@ def stream(
     # Other seeds and longer answers share what is compiled.
     sampling = dataclasses.replace(sampling, seed=0, max_tokens=1)
     number = jnp.int32(0)
+    draw = _draw if sampling.tokens_a_call else _draw_by_layers
     while answers.is_live_B.any():
-        drawn, answers, cache = _draw(
+        drawn, answers, cache = draw(
             params, answers, cache, (number, limit), key, model, sampling, weigh
         )
         drawn = jax.device_get(drawn)
-        for place in range(sampling.tokens_a_call):
+        num = len(drawn[0])
+        for place in range(num):
             token_B, is_live_B, readings = jax.tree.map(
                 operator.itemgetter(place), drawn
             )
             if is_live_B.any():
                 yield Drawn(token_B, is_live_B, readings, cache)
-        number += sampling.tokens_a_call
+        number += num
 
 
 @functools.partial(
@@ -105,21 +107,41 @@ def _draw(params, answers, cache, numbers, key, model, sampling, weigh):
     first, limit = numbers
 
     def draw(carry, number):
-        (token_B, is_live_B, tail_BS), cache = carry
-        logits_BV, readings, cache = step.advance(
-            *(params, token_B[:, None], is_live_B.astype(jnp.int32), cache, model),
-            weigh=weigh,
-        )
-        drawn_B = sample.sample(logits_BV, jax.random.fold_in(key, number), sampling)
-        token_B = jnp.where(is_live_B, drawn_B, 0)
-        tail_BS = jnp.concatenate([tail_BS, token_B[:, None]], axis=1)[:, 1:]
-        goes_on_B = is_live_B & (number + 1 < limit)
-        for stop in sampling.stop:
-            stop_S = jnp.frombuffer(stop, jnp.uint8)
-            goes_on_B &= (tail_BS[:, -len(stop) :] != stop_S).any(1)
-        answers = _Answers(token_B, goes_on_B, tail_BS)
-        return (answers, cache), (token_B, is_live_B, readings)
+        answers, cache = carry
+        logits_BV, readings, cache = _advance(params, answers, cache, model, weigh)
+        drawn = _take(logits_BV, answers, (number, limit), key, sampling)
+        return (drawn, cache), (drawn.token_B, answers.is_live_B, readings)
 
     number_N = first + jnp.arange(sampling.tokens_a_call, dtype=jnp.int32)
     (answers, cache), drawn = lax.scan(draw, (answers, cache), number_N)
     return drawn, answers, cache
+
+
+def _draw_by_layers(params, answers, cache, numbers, key, model, sampling, weigh):
+    """`_draw` of one token, not compiled as a whole."""
+    logits_BV, readings, cache = _advance(params, answers, cache, model, weigh)
+    after = _take(logits_BV, answers, numbers, key, sampling)
+    drawn = after.token_B, answers.is_live_B, readings
+    return jax.tree.map(lambda x: x[None], jax.device_get(drawn)), after, cache
+
+
+def _advance(params, answers, cache, model, weigh):
+    """`step.advance` by the last token of each row that answers on."""
+    count_B = answers.is_live_B.astype(jnp.int32)
+    return step.advance(
+        params, answers.token_B[:, None], count_B, cache, model, weigh=weigh
+    )
+
+
+@functools.partial(jax.jit, static_argnames="sampling")
+def _take(logits_BV, answers, numbers, key, sampling):
+    """Where the rows are with one more token each; arguments as for `_draw`."""
+    (token_B, is_live_B, tail_BS), (number, limit) = answers, numbers
+    drawn_B = sample.sample(logits_BV, jax.random.fold_in(key, number), sampling)
+    token_B = jnp.where(is_live_B, drawn_B, 0)
+    tail_BS = jnp.concatenate([tail_BS, token_B[:, None]], axis=1)[:, 1:]
+    goes_on_B = is_live_B & (number + 1 < limit)
+    for stop in sampling.stop:
+        stop_S = jnp.frombuffer(stop, jnp.uint8)
+        goes_on_B &= (tail_BS[:, -len(stop) :] != stop_S).any(1)
+    return _Answers(token_B, goes_on_B, tail_BS)

@@ -51,7 +51,9 @@ class SamplingSettings:
         max_tokens: longest answer.
         stop: byte strings; an answer ends with the first of them that it contains.
         tokens_a_call: how many tokens one compiled call draws, with nothing on the host between them; each comes out when
-            all are drawn. On a GPU a token alone waits longer for its kernels to be launched than for them to run.
+            all are drawn. On a GPU a token alone waits longer for its kernels to be launched than for them to run. 0: a
+            call for each layer, which layers of one kind share: slower, but compiled in a fraction of the time, where a
+            model has many layers.
     Raises:
         ValueError: a value is out of range.
     """
@@ -70,9 +72,9 @@ class SamplingSettings:
                 f"decode: temperature={self.temperature} and top_k={self.top_k} cannot be negative, and "
                 f"top_p={self.top_p} must lie in (0, 1]"
             )
-        if self.max_tokens < 1 or self.tokens_a_call < 1:
+        if self.max_tokens < 1 or self.tokens_a_call < 0:
             raise ValueError(
-                f"decode: max_tokens={self.max_tokens} and tokens_a_call={self.tokens_a_call} must be at least 1"
+                f"decode: max_tokens={self.max_tokens} must be at least 1, and tokens_a_call={self.tokens_a_call} at least 0"
             )
         if not all(self.stop):
             raise ValueError("decode: an empty stop sequence would end every answer")

@@ -197,12 +197,16 @@ def _grow(handed, hidden_BD, count_B, model):
     if not grow_rows.may_wait(keys[0].shape[1], model.index):
         return memories
     indexes = [memories[i].index for i in places]
-    grown = grow_rows.append_rows(
-        indexes, keys, count_B, model.index, boundaries, after=hidden_BD
-    )
+    grown = _append(indexes, keys, count_B, boundaries, hidden_BD, index=model.index)
     for i, index in zip(places, grown):
         memories[i] = dataclasses.replace(memories[i], index=index)
     return memories
+
+
+@functools.partial(jax.jit, static_argnames="index", donate_argnames="indexes")
+def _append(indexes, keys, count_B, boundaries, after, *, index):
+    """`grow_rows.append_rows`, compiled."""
+    return grow_rows.append_rows(indexes, keys, count_B, index, boundaries, after=after)
 
 
 _advance = jax.jit(advance, static_argnames=("model", "weigh"), donate_argnames="cache")

@@ -190,6 +190,7 @@ def test_a_batch_answers_like_its_rows_and_ends_at_stop_sequences():
     both = answers(prompts, temperature=5.0)
     assert [len(answer) for answer in both] == [8, 8]
     assert answers(prompts[:1], temperature=5.0, tokens_a_call=3) == both[:1]
+    assert answers(prompts, temperature=5.0, tokens_a_call=0) == both
     assert answers(prompts[:1], temperature=5.0, tokens_a_call=3, seed=1) != both[:1]
     stop = both[0][1:3]
     cut = answers(prompts, temperature=5.0, stop=(stop,), tokens_a_call=3)

@@ -61,7 +61,7 @@ def test_no_temperature_takes_the_likeliest():
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"max_tokens": 0}, "max_tokens=0"),
-        ({"tokens_a_call": 0}, "tokens_a_call=0"),
+        ({"tokens_a_call": -1}, "tokens_a_call=-1"),
         ({"stop": (b"",)}, "empty stop sequence"),
     ],
 )
