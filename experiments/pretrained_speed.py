@@ -9,9 +9,9 @@ In bfloat16, with the index of configs/smollm2.py, whose digests are in bfloat16
 `experiments.decode` makes them), and positions stretched by NTK, on tokens at random. Kind `pooled` chooses without the
 exact step, by the mean query of a group's heads (`POOLED`), which is what Hopper's search kernel does. `forward_tokens_per_s`: the parallel pass
 up to the last hidden states; `prefill_tokens_per_s`: reading into the cache, a piece at a time; `ms_per_token`: of `--steps`
-greedy tokens after the text, the median over calls that draw 8 each. Answering compiles each layer for itself, minutes a
-cell: with JAX_COMPILATION_CACHE_DIR the cells, each a process beside the others, compile at once, and one process in the
-same folder measures them after that (kernels hold the paths of their source files).
+greedy tokens after the text, the median over calls that draw `--tokens_a_call` each; 0: layer by layer. As one program all
+layers compile for a minute or more a cell: with JAX_COMPILATION_CACHE_DIR the cells, each a process beside the others, compile
+at once, and one process in the same folder measures them after that (kernels hold the paths of their source files).
 """
 
 import argparse
@@ -36,7 +36,7 @@ from experiments import decode, record
 POOLED = {"R": 4, "A": 16, "X": 0, "query_pool": "mean"}
 """The index of `experiments.selector_loss`'s open16-points4-pooled: 0.06, 0.01 and 0.03 nats over dense."""
 
-CELL = ("device", "tokens", "kind", "route", "piece_tokens")
+CELL = ("device", "tokens", "kind", "route", "piece_tokens", "tokens_a_call")
 
 
 def open_model(kind: str, route: str, num_tokens: int):
@@ -108,19 +108,22 @@ def measure(num_tokens: int, kind: str, flags: argparse.Namespace) -> dict:
     jax.block_until_ready(cache)
     prefill = time.perf_counter() - begin
     first_B = np.asarray(logits_BV.argmax(-1))
-    sampling = decode_settings.SamplingSettings(max_tokens=steps)
+    sampling = decode_settings.SamplingSettings(
+        max_tokens=steps, tokens_a_call=flags.tokens_a_call
+    )
     stream = generate.stream(params, first_B, cache, model, sampling)
-    times = [time.perf_counter() for _ in stream][:: sampling.tokens_a_call]
-    a_call = np.diff(times)
+    a_call = max(1, flags.tokens_a_call)
+    times = [time.perf_counter() for _ in stream][::a_call]
     return {
         "device": jax.devices()[0].device_kind,
         "tokens": num_tokens,
         "kind": kind,
         "route": flags.route,
         "piece_tokens": piece,
+        "tokens_a_call": flags.tokens_a_call,
         "forward_tokens_per_s": rate,
         "prefill_tokens_per_s": (num_tokens - piece) / prefill,
-        "ms_per_token": 1e3 * float(np.median(a_call)) / sampling.tokens_a_call,
+        "ms_per_token": 1e3 * float(np.median(np.diff(times))) / a_call,
         "cache_bytes": cache_bytes,
     }
 
@@ -133,7 +136,8 @@ def main() -> None:
     parser.add_argument("--route", default="flat", help="flat, chapters or graph")
     parser.add_argument("--forwards", type=int, default=3, help="0: none")
     parser.add_argument("--piece", type=int, default=2048, help="tokens read at once")
-    parser.add_argument("--steps", type=int, default=32, help="tokens answered, over 8")
+    parser.add_argument("--steps", type=int, default=32, help="tokens answered")
+    parser.add_argument("--tokens_a_call", type=int, default=8, help="under --steps")
     flags = parser.parse_args()
     for num_tokens in map(int, flags.tokens.split(",")):
         for kind in flags.kinds.split(","):
