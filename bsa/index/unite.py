@@ -28,9 +28,9 @@ def unite(
     """Builds the lists of all query blocks.
 
     A list holds local blocks first, then chosen ones in the order of the tokens that first chose them, and has room for
-    J. From the first token whose new blocks do not fit, no later token of the query block opens another. So what a
-    token reads, and even where in the list it stands (which decides how sums are rounded), depends on earlier tokens
-    only, and decoding can keep the same account.
+    J, or for as many as there are. From the first token whose new blocks do not fit, no later token of the query block
+    opens another. So what a token reads, and even where in the list it stands (which decides how sums are rounded),
+    depends on earlier tokens only, and decoding can keep the same account.
 
     Args:
         choice_BGTA: int32 block ids, distinct for a token, -1 where it chose fewer; None if nobody chooses.
@@ -59,7 +59,9 @@ def unite(
         )
 
     local_BGQP = _local_blocks(view, block)[:, None]
-    length = max(index.J if choice_BGTA is not None else 0, local_BGQP.shape[-1])
+    # No list is longer than there are blocks: what would stay empty costs time.
+    room = min(index.J, num_blocks) if choice_BGTA is not None else 0
+    length = max(room, local_BGQP.shape[-1])
     if choice_BGTA is not None and index.J < local_BGQP.shape[-1]:
         raise ValueError(
             f"J={index.J} blocks cannot hold the {local_BGQP.shape[-1]} that every query block reads"
