@@ -82,6 +82,8 @@ def _cases():
         "open11-points8-exact128": OPEN | {"R": 8, "X": 128, "A": 11},
         "open16-points4": OPEN | {"R": 4},
         "open16-points4-pooled": POOLED,
+        "open16-points8-pooled": POOLED | {"R": 8},
+        "open24-points8-pooled": POOLED | {"R": 8, "A": 24},
         "open16-points4-pooled-bfloat16": POOLED | {"store": "bfloat16"},
         "open16-points4-pooled-int8": POOLED | {"store": "int8"},
         "open16-points4-pooled-adaptive": POOLED | {"span_blocks": 4},
