@@ -1,4 +1,4 @@
-"""The compiled step: some tokens of each row, one or a piece, through the model and into the cache. Called by `generate`.
+"""Some tokens of each row through the model and into the cache: a compiled call a layer, or all in one. Called by `generate`.
 
     cache = cache.empty(model, settings, batch)
     logits, cache = prefill(params, tokens, cache, model)
@@ -33,7 +33,7 @@ def prefill(
 ):
     """Reads tokens, as many as there are; the same cache whatever the pieces they come in.
 
-    All pieces share one compiled step, the last one padded; a single token is read by the step of `decode_step`.
+    All pieces share what is compiled, the last one padded; a single token is read by the step of `decode_step`.
 
     Args:
         token_BT: int32, on the host.
