@@ -184,8 +184,10 @@ def main():
         "trained_steps": steps,
         "trained_A": run.model.index.A,
     }
-    way = ("device", "tokens", "depth", "kind", "store", "route", "A", "beam")
-    way = (*way, "granularity")
+    way = (
+        *("device", "tokens", "depth", "kind", "store", "route"),
+        *("A", "beam", "granularity"),
+    )
     origin = provenance.provenance()
     for tokens in map(int, arguments.tokens.split(",")):
         model = reading_model(run.model, tokens, arguments)

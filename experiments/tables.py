@@ -170,8 +170,10 @@ def decode() -> str:
 def passkeys() -> str:
     """Far passkeys of `experiments.passkey_long`, a row for each way of reading, depths side by side."""
     result = record.read("passkey_long")
-    names = ("trained_steps", "tokens", "kind", "store", "route", "granularity")
-    names = (*names, "A", "beam", "device")
+    names = (
+        *("trained_steps", "tokens", "kind", "store", "route"),
+        *("granularity", "A", "beam", "device"),
+    )
     lines = [
         "| steps | tokens | kind | cache | route | read by | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
         "|---" * 13 + "|",

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bsa.decode import again, attend
+from bsa.decode import again, attend, settings
 from bsa.decode import cache as caches
 from bsa.index import grow_rows
-from bsa.model import attention, decoder
+from bsa.model import decoder
 from bsa.model import settings as model_settings
 from pallas_kernels import shapes
 
@@ -117,20 +117,13 @@ def advance(
     """
     count_B = jnp.asarray(count_B)
     x_BTD, position_BT = _begin(params, token_BT, cache.length_B, model)
-    handed, followed = [], None
-    for layer, memory in enumerate(cache.layers):
-        stacked, repetition, letter = decoder.place(params, layer, model)
-        x_BTD, more = _apply_layer(
-            *(stacked, repetition, x_BTD, position_BT, count_B),
-            followed if model.pattern[letter] == "f" else None,
-            memory,
-            model=model,
-            letter=model.first_alike(letter),
-            room=cache.room,
-            weigh=weigh,
-        )
-        handed.append(more)
-        followed = more.pop(attention.FOLLOWED, followed)
+
+    def apply(layer, letter, own, x_BTD, followed):
+        way = _Way(model, model.first_alike(letter), cache.room, weigh)
+        memory = cache.layers[layer]
+        return _apply_layer(own, x_BTD, position_BT, count_B, followed, memory, way)
+
+    x_BTD, handed = decoder.through_layers(params, x_BTD, model, apply)
     hidden_BD, logits_BV, length_B = _end(params, x_BTD, count_B, cache.length_B, model)
     layers = _grow(handed, hidden_BD, count_B, model)
     cache = caches.Cache(tuple(layers), length_B, cache.room)
@@ -144,31 +137,24 @@ def _begin(params, token_BT, length_B, model):
     return decoder.embed(params, token_BT, model), position_BT
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "letter", "room", "weigh"),
-    donate_argnames=("x_BTD", "memory"),
-)
-def _apply_layer(
-    stacked,
-    repetition,
-    x_BTD,
-    position_BT,
-    count_B,
-    followed,
-    memory,
-    *,
-    model,
-    letter,
-    room,
-    weigh,
-):
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """What a layer is compiled for."""
+
+    model: model_settings.ModelSettings
+    letter: int
+    room: settings.CacheSettings
+    weigh: bool
+
+
+@functools.partial(jax.jit, static_argnames="way", donate_argnames=("x_BTD", "memory"))
+def _apply_layer(own, x_BTD, position_BT, count_B, followed, memory, way):
     """`decoder.apply_layer` with the memory of one layer."""
     attends = functools.partial(
-        again.attend, context=attend.Context(memory, count_B, room, weigh)
+        again.attend, context=attend.Context(memory, count_B, way.room, way.weigh)
     )
     return decoder.apply_layer(
-        *(stacked, repetition, x_BTD, position_BT, model, letter, attends, followed)
+        own, x_BTD, position_BT, way.model, way.letter, attends, followed
     )
 
 

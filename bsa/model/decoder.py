@@ -138,15 +138,13 @@ def apply_layers(params, token_BT, position_BT, model: settings.ModelSettings, a
         hidden_BTD, and a list of what the layers' attention handed on.
     """
     shapes.check(token_BT=token_BT, position_BT=position_BT)
-    x_BTD = embed(params, token_BT, model)
-    handed, followed = [], None
-    for layer, attend in enumerate(attends):
-        stacked, repetition, letter = place(params, layer, model)
-        x_BTD, more = apply_layer(
-            *(stacked, repetition, x_BTD, position_BT, model, letter, attend, followed)
+
+    def apply(layer, letter, own, x_BTD, followed):
+        return apply_layer(
+            own, x_BTD, position_BT, model, letter, attends[layer], followed
         )
-        handed.append(more)
-        followed = more.pop(attention.FOLLOWED, followed)
+
+    x_BTD, handed = through_layers(params, embed(params, token_BT, model), model, apply)
     return finish(params, x_BTD, model), handed
 
 
@@ -155,19 +153,29 @@ def embed(params, token_BT, model: settings.ModelSettings):
     return params["embedding_VD"][token_BT].astype(model.dtype)
 
 
-def place(params, layer: int, model: settings.ModelSettings):
-    """Parameters of a layer's letter of the pattern, stacked; which of them are its own; and the letter's place."""
-    repetition, letter = divmod(layer, len(model.pattern))
-    return (
-        params["groups"][f"layer_{letter}_{model.pattern[letter]}"],
-        repetition,
-        letter,
-    )
+def through_layers(params, x_BTD, model: settings.ModelSettings, apply):
+    """x_BTD after the last layer, and a list of what the layers' attention handed on.
+
+    Args:
+        apply: called with a layer's number, its letter's place in the pattern, its parameters for `apply_layer`, x_BTD and
+            what it follows; returns x_BTD after it, and what its attention handed on.
+    """
+    shapes.check(x_BTD=x_BTD)
+    handed, followed = [], None
+    for layer in range(model.L):
+        repetition, letter = divmod(layer, len(model.pattern))
+        kind = model.pattern[letter]
+        own = params["groups"][f"layer_{letter}_{kind}"], repetition
+        x_BTD, more = apply(
+            layer, letter, own, x_BTD, followed if kind == "f" else None
+        )
+        handed.append(more)
+        followed = more.pop(attention.FOLLOWED, followed)
+    return x_BTD, handed
 
 
 def apply_layer(
-    stacked,
-    repetition,
+    own,
     x_BTD,
     position_BT,
     model: settings.ModelSettings,
@@ -175,10 +183,17 @@ def apply_layer(
     attend,
     followed: attention.Followed | None = None,
 ):
-    """One layer of `apply_layers`, whose parameters `place` finds: x_BTD after it, and what its attention handed on."""
-    own = jax.tree.map(lambda x: x[repetition], stacked)
+    """x_BTD after one layer of one document a row, and what its attention handed on.
+
+    Args:
+        own: parameters of all layers of this letter, stacked, and which of them are the layer's.
+        attend: as in `apply_layers`.
+    """
+    shapes.check(x_BTD=x_BTD, position_BT=position_BT)
+    stacked, repetition = own
+    params = jax.tree.map(lambda x: x[repetition], stacked)
     return layers.Layer(model, letter, attend).apply(
-        {"params": own}, x_BTD, None, position_BT, followed
+        {"params": params}, x_BTD, None, position_BT, followed
     )
 
 

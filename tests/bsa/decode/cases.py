@@ -25,6 +25,12 @@ MIXED = dataclasses.replace(
 )
 
 
+ALIKE = dataclasses.replace(
+    MIXED, pattern="wwb", positions="rrn", window_tokens=(16,) * 3
+)
+"""Six layers of two kinds: those of a kind differ by their parameters alone."""
+
+
 def bookmarks_only(positions, **index):
     """One bookmark layer whose index differs."""
     return dataclasses.replace(

@@ -17,7 +17,12 @@ from tests.bsa.decode import cases
 
 ROOM = CacheSettings(cases.T, 64)
 GREEDY = 12
-MODELS = {"dscwbf": cases.MIXED, "chapters": cases.CHAPTERS, "graph": cases.GRAPH}
+MODELS = {
+    "dscwbf": cases.MIXED,
+    "wwbwwb": cases.ALIKE,
+    "chapters": cases.CHAPTERS,
+    "graph": cases.GRAPH,
+}
 
 
 def assert_logits(found_V, expected_V):
