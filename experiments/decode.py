@@ -184,8 +184,7 @@ def main():
         return
     cells = (
         *("device", "tokens", "kind", "store", "pattern", "route", "batch"),
-        "tokens_a_call",
-        "granularity",
+        *("tokens_a_call", "granularity", "piece"),
     )
     for tokens in sizes:
         for kind in kinds:
