@@ -76,6 +76,7 @@ def get_config() -> ml_collections.ConfigDict:
     index.route_tokens = 1024  # tokens routed at once: bounds the memory of scores
     index.digest = "clusters"  # what a bookmark keeps: clusters, spread, submeans, minmax, meanvar or distinctive; see bsa/index/digest.py
     index.store = "float32"  # of bookmarks' points: float32, bfloat16 (compared in bfloat16, too: Hopper GPUs have a kernel) or int8 with a scale each; a shortlist by exact keys makes up for the rounding
+    index.chapter_store = "float32"  # what chapters are compared in: float32 (bfloat16 if the store is that), or float8, in which Hopper's kernel multiplies twice as fast
     index.route = "flat"  # flat (score every bookmark), chapters (coarse to fine), graph (chapters, then links); or a pattern: strided, fixed or random
     index.stride = 1  # blocks from one choice to the next of strided and fixed patterns
     index.chapter_bookmarks = 8  # bookmarks of a chapter, and consecutive chapters of one of the next level

@@ -62,7 +62,8 @@ def settings_for(route_name, length):
     """The index of one route; as many levels as the text asks for.
 
     Args:
-        route_name: like "chapters-max-16x4": by best points, chapters of 16 bookmarks with 4 points; parts may be left out.
+        route_name: like "chapters-max-float8-16x4": by best points, chapters compared in float8, of 16 bookmarks with 4
+            points; parts may be left out.
     """
     route_name, *parts = route_name.split("-")
     sizes = [part for part in parts if part[0].isdigit()]
@@ -79,6 +80,7 @@ def settings_for(route_name, length):
         chapter_R=chapter_R,
         chapter_levels=levels,
         point_pool="max" if "max" in parts else FLAT.point_pool,
+        chapter_store="float8" if "float8" in parts else FLAT.chapter_store,
         P=8 if route_name == "graph" else 0,
     )
 

@@ -25,11 +25,12 @@ from pallas_kernels import (
 PART = mosaic_gpu_plan.PART
 REGISTERS = {2: (232, 40), 3: (160, 24)}
 """Of a thread of so many consumers, and of their producer."""
+FEW_GROUPS = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Sizes, padded; nodes of a tile, tiles of a group, and tiles in the ring.
+    """Sizes, padded; nodes of a tile, tiles of a group, bits of a tile's number, and tiles in the ring.
 
     X groups are looked at by a query, J by a consumer's; 0: all.
     """
@@ -44,12 +45,13 @@ class Plan:
     num: int
     nodes: int
     parts: int
+    tile_bits: int
     stages: int
     point_pool: str
 
     @property
     def consumers(self):
-        return count_consumers(self.J > 0)
+        return count_consumers(self.X)
 
     @property
     def tokens(self):
@@ -64,7 +66,30 @@ class Plan:
     @property
     def depth(self):
         """Ranks that one look at all tiles makes certain."""
-        return min(mosaic_gpu_best.DEPTHS[self.nodes], self.num)
+        return mosaic_gpu_best.count_kept(self.nodes, self.num)
+
+    @property
+    def adds_points(self):
+        """Whether a node is worth all of its points; else logits are in fixed point before the best of them is known."""
+        return self.point_pool != "max" and self.R > 1
+
+    @property
+    def step(self):
+        """What is 1 in a rank's fixed point."""
+        range_bits, step_bits = mosaic_gpu_best.RANGE_BITS, mosaic_gpu_best.STEP_BITS
+        return 2 ** min(step_bits, 31 - range_bits - self.tile_bits)
+
+    @property
+    def bound(self):
+        """Steps of the largest score, and one; the lowest is the same below zero."""
+        return 2**mosaic_gpu_best.RANGE_BITS * self.step
+
+    @property
+    def of_logits(self):
+        """What logits are multiplied with, and what is added to them."""
+        if self.adds_points:
+            return mosaic_gpu_plan.LOG2E, 0.0
+        return mosaic_gpu_plan.LOG2E * self.step, mosaic_gpu_best.TO_BITS
 
     @property
     def looks(self):
@@ -72,23 +97,26 @@ class Plan:
         return -(-self.num // self.depth)
 
 
-def count_consumers(is_grouped: bool) -> int:
-    """Three hide one another's waiting; groups' ids leave a thread too few registers for that."""
-    return 2 if is_grouped else 3
+def count_consumers(X: int) -> int:
+    """Three hide one another's waiting; ids of many groups leave a thread too few registers for that."""
+    return 3 if X <= FEW_GROUPS else 2
 
 
 class Inputs(NamedTuple):
     q_BTGK: Any
     point: Any  # [B, G, tiles, R * nodes, K]
-    log_count: Any  # [B, G, tiles, R * nodes], to base 2
+    log_count: Any  # [B, G, tiles, R * nodes], as `Plan.of_logits`
     low_BT: Any
     high_BT: Any
     begin_BQ: Any  # first tile that a query of each thread block may see
     steps_BGQ: Any  # tiles of each ring
     group_BGXT: Any
     list_BGQJ: Any  # groups of each ring
+    first_BP: Any  # the first tile, and the one after the last, that all queries of a consumer see all of
+    end_BP: Any
+    scale_BGT: Any  # of each query's products, as `Plan.of_logits`, or None
     spread: Any  # [B, G, tiles, R * nodes], or None
-    square_BGT: Any  # of each query, to base 2; None without spread
+    square_BGT: Any  # of each query, as `Plan.of_logits`; None without spread
 
 
 class _Shared(NamedTuple):
@@ -97,10 +125,10 @@ class _Shared(NamedTuple):
     high: Any
     point: Any
     log_count: Any
+    scale: Any
     spread: Any
     square: Any
     id: Any
-    score: Any
     group: Any
     list: Any
     doubt: Any
@@ -115,20 +143,24 @@ class _Barriers(NamedTuple):
 
 
 def run(plan, inputs, interpret):
-    """Ids and scores, both as float32, [B, G, num, T]."""
+    """Ids, int32[B, G, num, T]; -1: none."""
     arrays, tree = jax.tree.flatten(inputs)
 
     def search_nodes(*refs):
         _run_thread(plan, tree.unflatten(refs[: len(arrays)]), *refs[len(arrays) :])
 
-    out = jax.ShapeDtypeStruct((plan.B, plan.G, plan.num, plan.T), jnp.float32)
-    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    out = jax.ShapeDtypeStruct((plan.B, plan.G, plan.num, plan.T), jnp.int32)
+    dtype = inputs.point.dtype
+    swizzle = min(128, plan.K * dtype.itemsize)
+    tiling = plgpu.TilingTransform((8, swizzle // dtype.itemsize))
+    transforms = (tiling, plgpu.SwizzleTransform(swizzle))
 
     def matrix(*shape):
-        return plgpu.SMEM((*shape, plan.K), jnp.bfloat16, transforms=transforms)
+        return plgpu.SMEM((*shape, plan.K), dtype, transforms=transforms)
 
     stages, consumers = plan.rings * plan.stages, plan.consumers
-    has_spread = inputs.spread is not None
+    has_scale, has_spread = (x is not None for x in (inputs.scale_BGT, inputs.spread))
+    of_queries = plgpu.SMEM((consumers, PART), jnp.float32)
     # A copy starts at a multiple of 128 bytes: some tiles leave gaps.
     places = mosaic_gpu_operands.round_up(plan.R * plan.nodes, 32)
     of_points = plgpu.SMEM((stages, places), jnp.float32)
@@ -138,17 +170,19 @@ def run(plan, inputs, interpret):
         high=plgpu.SMEM((consumers, PART), jnp.int32),
         point=matrix(stages, plan.R * plan.nodes),
         log_count=of_points,
+        scale=of_queries if has_scale else None,
         spread=of_points if has_spread else None,
-        square=plgpu.SMEM((consumers, PART), jnp.float32) if has_spread else None,
-        id=plgpu.SMEM((consumers, plan.num, PART), jnp.float32),
-        score=plgpu.SMEM((consumers, plan.num, PART), jnp.float32),
+        square=of_queries if has_spread else None,
+        id=plgpu.SMEM((consumers, plan.num, PART), jnp.int32),
         group=plgpu.SMEM((consumers * plan.X, PART), jnp.int32) if plan.X else None,
         list=plgpu.SMEM((plan.rings, plan.J), jnp.int32) if plan.J else None,
         doubt=plgpu.SMEM((consumers, plan.looks, PART), jnp.float32),
     )
     list_copies = max(1, -(-plan.J // mosaic_gpu_gather.COPY_IDS) * plan.rings)
     barriers = _Barriers(
-        q=plgpu.Barrier(num_arrivals=3 + has_spread + plan.X, num_barriers=consumers),
+        q=plgpu.Barrier(
+            num_arrivals=3 + has_scale + has_spread + plan.X, num_barriers=consumers
+        ),
         full=plgpu.Barrier(num_arrivals=2 + has_spread, num_barriers=stages),
         free=plgpu.Barrier(num_arrivals=consumers // plan.rings, num_barriers=stages),
         lists=plgpu.Barrier(num_arrivals=list_copies),
@@ -156,7 +190,7 @@ def run(plan, inputs, interpret):
     )
     kernel = plgpu.kernel(
         search_nodes,
-        out_type=(out, out),
+        out_type=out,
         scratch_types=(shared, barriers),
         grid=(plan.B * plan.G * plan.T // plan.tokens,),
         grid_names=("program",),
@@ -169,14 +203,15 @@ def run(plan, inputs, interpret):
 
 
 class _Walk(NamedTuple):
-    """Tiles that pass through a ring: how many, and the tile of each step."""
+    """Tiles that pass through a ring: how many, and the tile of each step; for consumers, those that no query's range cuts."""
 
     ring: Any
     steps: Any
     locate: Callable[[Any], Any]
+    inside: Any = None
 
 
-def _run_thread(plan, inputs, id_ref, score_ref, shared, barriers):
+def _run_thread(plan, inputs, id_ref, shared, barriers):
     """What one warpgroup does. Late queries, who see most, come first."""
     warpgroup = lax.axis_index("warpgroup")
     rest, g = mosaic_gpu_plan.divide(lax.axis_index("program"), plan.G)
@@ -207,6 +242,8 @@ def _run_thread(plan, inputs, id_ref, score_ref, shared, barriers):
             (inputs.low_BT.at[b, tokens], shared.low),
             (inputs.high_BT.at[b, tokens], shared.high),
         ]
+        if inputs.scale_BGT is not None:
+            of_queries.append((inputs.scale_BGT.at[b, g, tokens], shared.scale))
         if inputs.spread is not None:
             of_queries.append((inputs.square_BGT.at[b, g, tokens], shared.square))
         for gmem, smem in of_queries:
@@ -219,17 +256,18 @@ def _run_thread(plan, inputs, id_ref, score_ref, shared, barriers):
         plgpu.barrier_wait(barrier)
         if plan.J:
             plgpu.barrier_wait(barriers.lists)
-        own = walk(warpgroup if plan.J else 0)
+        part = i * plan.consumers + warpgroup
+        inside = inputs.first_BP[b, part], inputs.end_BP[b, part]
+        own = walk(warpgroup if plan.J else 0)._replace(inside=inside)
         search = functools.partial(
             mosaic_gpu_best.search, plan, shared, barriers, warpgroup, own
         )
         _repeat(plan, shared, barriers, search)
         plgpu.commit_smem()
-        for smem, gmem in ((shared.id, id_ref), (shared.score, score_ref)):
-            for rank in range(plan.num):
-                plgpu.copy_smem_to_gmem(
-                    smem.at[warpgroup, rank], gmem.at[b, g, rank, tokens]
-                )
+        for place in range(plan.num):
+            plgpu.copy_smem_to_gmem(
+                shared.id.at[warpgroup, place], id_ref.at[b, g, place, tokens]
+            )
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup == plan.consumers)

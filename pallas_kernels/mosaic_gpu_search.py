@@ -13,7 +13,6 @@ from pallas_kernels import (
     mosaic_gpu,
     mosaic_gpu_best,
     mosaic_gpu_operands,
-    mosaic_gpu_plan,
     mosaic_gpu_rank,
     shapes,
 )
@@ -25,8 +24,10 @@ MAX_RANKS = 32
 """Most nodes that are found for a query."""
 MAX_ROWS = 256
 """Points of a tile: a copy's rows."""
-MAX_NODES = 2**24
-"""Ids are counted in float32."""
+FLOAT8_BITS = 8
+"""Numbers of a float8 query are below two to that; float8_e4m3fn reaches to 448."""
+MAX_NODES = 2**20
+"""A tile's number leaves 16 bits to a score: a sign, an exponent, and the 7 of bfloat16."""
 
 
 def find(
@@ -45,8 +46,8 @@ def find(
     """The `num` nodes in [low, high) with the highest scores for each query.
 
     Args:
-        q_BTGK: float, one query a key/value head, times the scale; read as bfloat16.
-        point_BGMRK: float, read as bfloat16.
+        q_BTGK: float, one query a key/value head, times the scale; read as bfloat16, or as points are.
+        point_BGMRK: float8_e4m3fn, or another float, read as bfloat16.
         log_count_BGMR: float32, natural log; -inf for a point that isn't there.
         groups: None: a query looks at all these nodes. Else group_BGTX, int32, and how many consecutive nodes are a
             group: it looks at those of its groups only; -1 is none.
@@ -80,23 +81,23 @@ def find(
             f"{mosaic_gpu_operands.INSTEAD}"
         )
     nodes = _choose_nodes(R, K, num, group, X)
-    inputs = _prepare(
-        *(q_BTGK, point_BGMRK, log_count_BGMR, low_BT, high_BT),
-        *(groups, widths, nodes),
-    )
+    tiles = mosaic_gpu_operands.round_up(M, group or nodes) // nodes
     plan = mosaic_gpu_rank.Plan(
-        *(B, G, inputs.q_BTGK.shape[1], R, K),
+        *(B, G, mosaic_gpu_operands.round_up(T, _program_tokens(X)), R, K),
         X=X,
-        J=0 if group_BGTX is None else inputs.list_BGQJ.shape[3],
+        J=mosaic_gpu_rank.PART * X,
         num=num,
         nodes=nodes,
         parts=(group or nodes) // nodes,
+        tile_bits=(tiles - 1).bit_length(),
         stages=_count_stages(R, K, nodes, num, X),
         point_pool=point_pool,
     )
-    id_BGAT, score_BGAT = mosaic_gpu_rank.run(plan, inputs, interpret)
-    is_node = score_BGAT > mosaic_gpu_best.LOWEST / 2
-    id_BGAT = jnp.where(is_node, id_BGAT, -1).astype(jnp.int32)
+    inputs = _prepare(
+        *(plan, q_BTGK, point_BGMRK, log_count_BGMR, low_BT, high_BT),
+        *(group_BGTX, widths),
+    )
+    id_BGAT = mosaic_gpu_rank.run(plan, inputs, interpret)
     return id_BGAT[..., :T].swapaxes(2, 3)
 
 
@@ -107,22 +108,24 @@ def fits(K, M, R, num, group=None, X=0):
 
 
 def _prepare(
-    q_BTGK, point_BGMRK, log_count_BGMR, low_BT, high_BT, groups, widths, nodes
+    plan, q_BTGK, point_BGMRK, log_count_BGMR, low_BT, high_BT, group_BGTX, widths
 ):
-    """The kernel's inputs: queries in whole thread blocks, points in tiles of so many nodes; arguments as for `find`."""
+    """The kernel's inputs: queries in whole thread blocks, points in tiles; arguments as for `find`."""
     B, G, M, R, _ = point_BGMRK.shape
-    program_tokens = _program_tokens(groups is not None)
-    tokens = mosaic_gpu_operands.round_up(q_BTGK.shape[1], program_tokens)
-    pad = mosaic_gpu_operands.pad
-    low_BT, high_BT = (pad(x, {1: tokens}) for x in (low_BT, high_BT))
-    group_BGTX, group = groups or (None, nodes)
+    nodes, group = plan.nodes, plan.nodes * plan.parts
+    pad, to_tokens = mosaic_gpu_operands.pad, {1: plan.T}
+    low_BT, high_BT = (pad(x, to_tokens) for x in (low_BT, high_BT))
+    low_BPT, high_BPT = (
+        x.reshape(B, -1, mosaic_gpu_rank.PART) for x in (low_BT, high_BT)
+    )
+    inside = -(-low_BPT.max(-1) // nodes), high_BPT.min(-1) // nodes
     begin_BQ = list_BGQJ = group_BGXT = None
     if group_BGTX is None:
-        begin_BQ, steps_BGQ = _list_tiles(low_BT, high_BT, program_tokens, nodes, G)
+        begin_BQ, steps_BGQ = _list_tiles(low_BT, high_BT, plan.tokens, nodes, G)
     else:
-        group_BGTX = pad(group_BGTX, {2: tokens}, -1)
+        group_BGTX = pad(group_BGTX, {2: plan.T}, -1)
         list_BGQJ, count_BGQ = _unite(group_BGTX, -(-M // group))
-        steps_BGQ = count_BGQ * (group // nodes)
+        steps_BGQ = count_BGQ * plan.parts
         group_BGXT = group_BGTX.swapaxes(2, 3)
 
     def cut(x, value=0):
@@ -130,20 +133,34 @@ def _prepare(
         x = x.reshape(B, G, -1, nodes, *x.shape[3:]).swapaxes(3, 4)
         return x.reshape(B, G, -1, R * nodes, *x.shape[5:])
 
-    log_count = jnp.maximum(log_count_BGMR, mosaic_gpu_best.LOWEST)
+    scale, zero = plan.of_logits
+    dtype, scale_BGT = jnp.dtype(jnp.bfloat16), None
+    if point_BGMRK.dtype == jnp.float8_e4m3fn:
+        dtype = point_BGMRK.dtype
+        q_BTGK, scale_BTG = to_float8(q_BTGK)
+        scale_BGT = pad(scale_BTG, to_tokens).swapaxes(1, 2) * scale
+    log_count = jnp.maximum(log_count_BGMR, mosaic_gpu_best.LOWEST) * scale + zero
     spread = square_BGT = None
     if widths is not None:
         square_BTG, spread_BGMR = widths
         spread = cut(spread_BGMR)
-        square_BGT = pad(square_BTG, {1: tokens}).swapaxes(1, 2)
-        square_BGT *= mosaic_gpu_plan.LOG2E
+        square_BGT = pad(square_BTG, to_tokens).swapaxes(1, 2) * scale
     return mosaic_gpu_rank.Inputs(
-        pad(q_BTGK.astype(jnp.bfloat16), {1: tokens}),
-        cut(point_BGMRK.astype(jnp.bfloat16)),
-        cut(log_count * mosaic_gpu_plan.LOG2E, mosaic_gpu_best.LOWEST),
+        pad(q_BTGK.astype(dtype), to_tokens),
+        cut(point_BGMRK.astype(dtype)),
+        cut(log_count, mosaic_gpu_best.LOWEST),
         *(low_BT, high_BT, begin_BQ, steps_BGQ, group_BGXT, list_BGQJ),
-        *(spread, square_BGT),
+        *inside,
+        *(scale_BGT, spread, square_BGT),
     )
+
+
+def to_float8(x):
+    """Vectors [..., K] as float8_e4m3fn, and a float32 power of two for each, [...], whose products they are rounded to."""
+    x = x.astype(jnp.float32)
+    _, exponent = jnp.frexp(jnp.abs(x).max(-1))
+    scale = jnp.ldexp(jnp.float32(1), exponent - FLOAT8_BITS)
+    return (x / scale[..., None]).astype(jnp.float8_e4m3fn), scale
 
 
 def _choose_nodes(R, K, num, group, X):
@@ -161,20 +178,20 @@ def _choose_nodes(R, K, num, group, X):
 
 def _count_stages(R, K, nodes, num, X):
     """Of a ring: the consumers share one, or have one each if their queries look at X groups each; 0: no room."""
-    consumers = mosaic_gpu_rank.count_consumers(X > 0)
+    consumers = mosaic_gpu_rank.count_consumers(X)
     rings = consumers if X else 1
-    looks = -(-num // min(num, mosaic_gpu_best.DEPTHS[nodes]))
-    # A query: its vector, bounds, square, ranks, doubts and groups. A tile: points, counts and spreads.
-    row_bytes = 2 * K + 12 + 8 * num + 4 * looks + 4 * X
+    looks = -(-num // mosaic_gpu_best.count_kept(nodes, num))
+    # A query: its vector, bounds, scale, square, best nodes, doubts and groups. A tile: points, counts and spreads.
+    row_bytes = 2 * K + 16 + 4 * num + 4 * looks + 4 * X
     list_bytes = 4 * mosaic_gpu_rank.PART * X
     tile_bytes = mosaic_gpu_operands.round_up(R * nodes, 32) * (2 * K + 8)
     room = SHARED_BYTES - consumers * mosaic_gpu_rank.PART * row_bytes
     return max(0, min(MAX_STAGES, (room // rings - list_bytes) // tile_bytes))
 
 
-def _program_tokens(is_grouped):
+def _program_tokens(X):
     """Queries of a thread block."""
-    return mosaic_gpu_rank.count_consumers(is_grouped) * mosaic_gpu_rank.PART
+    return mosaic_gpu_rank.count_consumers(X) * mosaic_gpu_rank.PART
 
 
 def _list_tiles(low_BT, high_BT, tokens, nodes, G):

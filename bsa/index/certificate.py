@@ -46,11 +46,12 @@ def prove(
         return jnp.ones((B, G, T), bool)
     q_BGTHK = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32) * scale
     q_BGTK = digest.widen(index.digest, q_BGTHK).mean(3)
-    if index.store == "bfloat16":  # As `judge.score` compares them.
-        q_BGTK = precision.to_bfloat16(q_BGTK)
 
     def of_group(q_TK, judged, member_M, low_T, high_T):
-        scores = [judge.score(q_TK, node, index) for node in judged]
+        scores = [
+            judge.score(q_TK, node, index, level) for level, node in enumerate(judged)
+        ]
+        q_TK = precision.round_query(q_TK, index.compared(0))
         if member_M is None:
             member_M = jnp.arange(scores[1].shape[1] * index.chapter_bookmarks)
         (bookmarks, _), *_ = judged

@@ -18,19 +18,20 @@ def count_batch(token_bytes):
     return 1 << max(0, (GATHERED_BYTES // token_bytes).bit_length() - 1)
 
 
-def score(q_HK, judged, index: settings.IndexSettings):
+def score(q_HK, judged, index: settings.IndexSettings, level: int = 0):
     """`digest.score`, of each token where spans differ in length; NaN for one of none.
 
-    The log of the confidence with which it begins joins that of a learned span. A store in bfloat16 is compared in
-    bfloat16, chapters and queries too, so that a kernel finds the same.
+    The log of the confidence with which it begins joins that of a learned span. Points and queries are
+    rounded to what they are compared in, so that a kernel finds the same.
 
     Args:
         judged: see `build.BookmarkIndex.judged`.
+        level: 0 of bookmarks, above that of chapters.
     """
     node, turn_M = judged
     point_MRK, log_count_MR = precision.unpack(*node)
-    if index.store == "bfloat16":
-        q_HK, point_MRK = map(precision.to_bfloat16, (q_HK, point_MRK))
+    q_HK = precision.round_query(q_HK, index.compared(level))
+    point_MRK = precision.round_point(point_MRK, index.compared(level))
     score_HM = digest.score(
         index.digest, q_HK, point_MRK, log_count_MR, index.point_pool
     )

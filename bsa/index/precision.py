@@ -1,11 +1,13 @@
 """Points as an index keeps them, and as they are reckoned with. Called by all that makes or reads bookmarks.
 
-Chapters are few and stay float32. They and links are made of what is kept, so that growing an index and building it at
+Chapters are few and stay float32, though they may be compared in less. They and links are made of what is kept, so that growing an index and building it at
 once still give the same.
 """
 
 import jax.numpy as jnp
 from jax import lax
+
+FLOAT8_LARGEST = 448.0
 
 
 def pack(point, store: str):
@@ -26,6 +28,29 @@ def pack(point, store: str):
 def to_bfloat16(x):
     """Float32 numbers rounded to what bfloat16 holds. A conversion there and back XLA may leave out; this it may not."""
     return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+def to_float8(x):
+    """Float32 numbers as float8_e4m3fn: four bits of a number from 1/64 to 448, the largest."""
+    x = jnp.clip(x, -FLOAT8_LARGEST, FLOAT8_LARGEST)
+    # XLA may leave out a conversion there and back, but not across a barrier.
+    return lax.optimization_barrier(x.astype(jnp.float8_e4m3fn))
+
+
+def round_point(point, compared: str):
+    """Float32 points [..., K] as they are compared; see `IndexSettings.compared`."""
+    if compared == "float8":
+        return to_float8(point).astype(jnp.float32)
+    return to_bfloat16(point) if compared == "bfloat16" else point
+
+
+def round_query(q, compared: str):
+    """Float32 queries [..., K] as they are compared; in float8 each times a power of two that brings it near the largest."""
+    if compared == "float8":
+        _, exponent = jnp.frexp(jnp.abs(q).max(-1, keepdims=True))
+        scale = jnp.ldexp(jnp.float32(1), exponent - 8)
+        return to_float8(q / scale).astype(jnp.float32) * scale
+    return to_bfloat16(q) if compared == "bfloat16" else q
 
 
 def unpack(point, log_count, scale=None):

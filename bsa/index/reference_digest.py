@@ -78,12 +78,25 @@ def summarise(k_CK, index: settings.IndexSettings):
 
 
 def keep(point_RK, store: str):
-    """Points after they were kept; see `precision.pack`."""
+    """Points after they were kept, or rounded; see `precision.pack` and `precision.round_point`."""
     point_RK = np.asarray(point_RK, np.float32)
     if store == "int8":
         scale_R1 = np.abs(point_RK).max(-1, keepdims=True) / np.float32(127)
         return np.round(point_RK / np.maximum(scale_R1, 1e-30)) * scale_R1
+    if store == "float8":
+        point_RK, store = np.clip(point_RK, -448, 448), jnp.float8_e4m3fn
     return point_RK.astype(jnp.dtype(store)).astype(np.float64)
+
+
+def round_query(q_HK, compared: str):
+    """Queries as points are compared with them; see `precision.round_query`."""
+    if compared != "float8":
+        return keep(q_HK, compared)
+    _, exponent_H1 = np.frexp(
+        np.abs(np.asarray(q_HK, np.float32)).max(-1, keepdims=True)
+    )
+    scale_H1 = np.ldexp(1.0, exponent_H1 - 8)
+    return keep(q_HK / scale_H1, compared) * scale_H1
 
 
 def aggregate(digests, num_points: int, index: settings.IndexSettings):

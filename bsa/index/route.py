@@ -260,7 +260,7 @@ def _find_along(q, bookmarks, low, high, index):
                 node = nodes[level]
                 if id_X is not None:
                     node = jax.tree.map(lambda x: x[id_X], node)
-                score_HX = judge.score(q_HK, node, index)
+                score_HX = judge.score(q_HK, node, index, level)
                 return judge.pool_heads(score_HX, is_open_X, index.query_pool)
 
             id_X, scored = tree.search(

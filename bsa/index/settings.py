@@ -11,6 +11,7 @@ SPANS = ("alike", "learned")
 LINKED = ("means", "points")
 GROUPED = ("position", "cluster", "chain")
 STORES = ("float32", "bfloat16", "int8")
+CHAPTER_STORES = ("float32", "float8")
 PATTERNS = ("strided", "fixed", "random")
 GRANULARITIES = ("token", "block")
 POINT_POOLS = ("logsumexp", "max")
@@ -60,6 +61,7 @@ class IndexSettings:
     spans: str = "alike"
     granularity: str = "token"
     point_pool: str = "logsumexp"
+    chapter_store: str = "float32"
 
     def __post_init__(self):
         self._check_choices()
@@ -103,6 +105,11 @@ class IndexSettings:
                 f"index: store='int8' with span_blocks={self.span_blocks}: spans are made of points that are kept, which "
                 "int8 would round twice; use bfloat16"
             )
+        if self.chapter_store == "float8" and self.digest in ("meanvar", "spread"):
+            raise ValueError(
+                f"index: chapter_store='float8' with digest={self.digest!r}: squares beside a vector's numbers are too far from "
+                "them for float8; use float32"
+            )
         if not (0 < self.top_p <= 1 and 0 <= self.min_share < 1):
             raise ValueError(
                 f"index: top_p={self.top_p} and min_share={self.min_share} are shares of attention: above 0 up to 1, and 0 "
@@ -117,12 +124,19 @@ class IndexSettings:
                 f"index: route_tokens={self.route_tokens} is no multiple of query_block={self.query_block}"
             )
 
+    def compared(self, level: int) -> str:
+        """What queries and points of a level, 0 of bookmarks, are rounded to when they are compared: float32, bfloat16 or float8."""
+        if level and self.chapter_store == "float8":
+            return "float8"
+        return "bfloat16" if self.store == "bfloat16" else "float32"
+
     def _check_choices(self):
         for name, known in (
             ("query_pool", QUERY_POOLS),
             ("digest", DIGESTS),
             ("spans", SPANS),
             ("store", STORES),
+            ("chapter_store", CHAPTER_STORES),
             ("route", ROUTES),
             ("chapter_by", GROUPED),
             ("similarity", SIMILARITIES),

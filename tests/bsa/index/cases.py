@@ -92,10 +92,13 @@ def indices(draw, routes=("flat", "chapters", "graph")):
     shortest, longest = draw(st.sampled_from([(1, 1), (1, 1), (1, 3), (2, 4), (2, 2)]))
     kinds = ["learned", "alike"] if shortest < longest else ["alike"]
     stores = ["float32", "float32", "bfloat16", *(["int8"] if longest == 1 else [])]
+    has_squares = digest in ("meanvar", "spread")
+    chapter_stores = ["float32", *([] if has_squares else ["float8"])]
     index = dataclasses.replace(
         BASE,
         digest=digest,
         store=draw(st.sampled_from(stores)),
+        chapter_store=draw(st.sampled_from(chapter_stores)),
         C=C,
         A=draw(st.integers(2, 3)),
         span_blocks=longest,

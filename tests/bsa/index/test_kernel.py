@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from bsa.index import kernel, route
@@ -18,7 +19,10 @@ ASKED = 120
 G = 2
 
 
-def test_kernel_chooses_what_xla_chooses(monkeypatch):
+@pytest.mark.parametrize(
+    "digest, chapter_store", [("spread", "float32"), ("clusters", "float8")]
+)
+def test_kernel_chooses_what_xla_chooses(monkeypatch, digest, chapter_store):
     """Three documents in a row; with chapters of chapters, some of them cut by documents and windows."""
     if not mosaic_gpu.is_hopper(jax.devices()[0]):
         find = functools.partial(
@@ -34,7 +38,8 @@ def test_kernel_chooses_what_xla_chooses(monkeypatch):
         route_tokens=TOKENS,
         A=3,
         lloyd_steps=1,
-        digest="spread",
+        digest=digest,
+        chapter_store=chapter_store,
         point_pool="max",
     )
     q, k = cases.queries_and_keys(0, (1, TOKENS, 4, G, 64), index, kinds=0)

@@ -28,6 +28,23 @@ def test_points_keep_so_many_bits(store, error):
     np.testing.assert_allclose(again[2:], found[2:], rtol=1e-6)
 
 
+def test_float8_keeps_four_bits_and_has_a_largest():
+    point = jax.random.normal(jax.random.key(0), (5, 16))
+    rounded = precision.round_point(point, "float8")
+    assert (jnp.abs(rounded - point) <= 2**-4 * jnp.abs(point) + 2**-10).all()
+    largest = precision.round_point(jnp.array([1e4, -1e9]), "float8")
+    np.testing.assert_array_equal(largest, [448, -448])
+
+
+@pytest.mark.parametrize("exponent", [-60, 0, 60])
+def test_queries_are_rounded_alike_whatever_their_size(exponent):
+    q = jax.random.normal(jax.random.key(0), (5, 16))
+    rounded = precision.round_query(q, "float8")
+    assert (jnp.abs(rounded - q) <= 2**-4 * jnp.abs(q) + 2**-14).all()
+    again = precision.round_query(q * 2.0**exponent, "float8")
+    np.testing.assert_array_equal(again, rounded * 2.0**exponent)
+
+
 @pytest.mark.parametrize("store", ["bfloat16", "int8"])
 def test_few_choices_change(store):
     index = dataclasses.replace(cases.BASE, A=4)
