@@ -72,6 +72,12 @@ def _cases():
             | {"chapter_R": R, "beam": 64 // size}
             for size, R in CHAPTER_SIZES
         },
+        **{
+            f"open8-pooled-lists128-chapters32x8-max{name}": FEW
+            | {"J": 128, "route": "chapters", "chapter_bookmarks": 32, "beam": 2}
+            | {"chapter_R": 8, "point_pool": "max", "chapter_store": store}
+            for name, store in (("", "float32"), ("-float8", "float8"))
+        },
         "open16": OPEN,
         "open16-exact64": OPEN | {"X": 64},
         "open8-exact64": OPEN | {"X": 64, "A": 8},
