@@ -142,7 +142,9 @@ def _rate_table(records):
         passes = ours[cell]
         line = [cell[1], f"{cell[0]:,}"]
         for name in ("forward", "forward+backward"):
-            line.append(_cell(passes.get(name), "{tflops:.0f} ({of_cudnn:.2f})"))
+            found = passes.get(name)
+            beside = _cell(found, "{tflops:.0f} ({of_cudnn:.2f})")
+            line.append(beside or _cell(found, "{tflops:.0f}"))
             peer = flex.get(cell, {}).get(name)
             line.append(_cell(peer, "{ours_over_this:.1f}x"))
         rows.append(line)

@@ -150,15 +150,15 @@ def decode() -> str:
     """What `experiments.decode` measured on GPUs, a row for each cell."""
     result = record.read("decode")
     lines = [
-        "| tokens | rows | kind | tokens a call | prefill, tokens a second | in pieces of | ms a token | cache, GB | peak, GB | device |",
-        "|---" * 10 + "|",
+        "| tokens | rows | kind | read by | tokens a call | prefill, tokens a second | in pieces of | ms a token | cache, GB | peak, GB | device |",
+        "|---" * 11 + "|",
     ]
     for row in sorted(
         result["records"], key=lambda row: (row["tokens"], row["batch"], row["kind"])
     ):
         rate, piece = row["prefill_tokens_per_s"], row.get("piece")
         lines.append(
-            f"| {row['tokens']:,} | {row['batch']} | {row['kind']} | {row['tokens_a_call']} "
+            f"| {row['tokens']:,} | {row['batch']} | {row['kind']} | {row['granularity']} | {row['tokens_a_call']} "
             f"| {f'{rate:,.0f}' if rate else ''} | {f'{piece:,}' if piece else ''} | {row['ms_per_token']:.2f} | {row['cache_bytes'] / 1e9:.2f} "
             f"| {row['peak_bytes'] / 1e9:.2f} | {row['device']} |"
         )
@@ -195,6 +195,24 @@ def passkeys() -> str:
     return "\n".join([*lines, "", origin])
 
 
+def speed() -> str:
+    """How fast a published model reads and answers on a GPU, by `experiments.pretrained_speed`."""
+    result = record.read("pretrained_speed")
+    lines = [
+        "| tokens | kind | route | tokens a call | read, tokens a second | ms a token | cache, GB | device |",
+        "|---" * 8 + "|",
+    ]
+    rows = [row for row in result["records"] if "tokens_a_call" in row]
+    for row in sorted(rows, key=lambda row: (-row["tokens_a_call"], row["tokens"])):
+        lines.append(
+            f"| {row['tokens']:,} | {row['kind']} | {row['route']} | {row['tokens_a_call'] or 'by layers'} "
+            f"| {row['prefill_tokens_per_s']:,.0f} | {row['ms_per_token']:.1f} | {row['cache_bytes'] / 1e9:.2f} | {row['device']} |"
+        )
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    origin = f"`{result['command']}` (and 8), {result['date']}, commits {commits}"
+    return "\n".join([*lines, "", origin])
+
+
 PRETRAINED_BUDGET = 832
 TABLES = {
     "glance": glance.table,
@@ -205,6 +223,7 @@ TABLES = {
     "train_1m": train_1m,
     "context_parallel": context_parallel,
     "pretrained": pretrained,
+    "speed": speed,
     "kernels": kernels,
     "triton": triton,
     "decode": decode,
