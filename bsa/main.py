@@ -6,7 +6,8 @@ Training goes on from the newest checkpoint in the workdir. On several hosts, ru
 
     python -m bsa.main --mode=generate --workdir=runs/tiny --prompt_file=BOOK --question="..." [--decode.temperature=0.7 ...]
 
-answers with a trained model, in the config that its workdir keeps.
+answers with a trained model, in the config that its workdir keeps; with --config=configs/smollm2.py and no workdir, a
+published one answers.
 """
 
 import json
@@ -21,6 +22,7 @@ from ml_collections import config_flags
 
 from bsa.decode import command
 from bsa.parallel import mesh as meshes
+from bsa.pretrained import checkpoint, parameters
 from bsa.tasks import sources
 from bsa.train import evaluate, loop, settings, step, transfer
 
@@ -123,7 +125,8 @@ def _prepare():
     run = settings.from_config(_CONFIG.value)
     if run.pretrained.source and _MODE.value == "train":
         raise ValueError(
-            f"pretrained.source={run.pretrained.source!r} can be evaluated, not trained; add --mode=evaluate"
+            f"pretrained.source={run.pretrained.source!r} can be evaluated and asked, not trained; add --mode=evaluate or "
+            "--mode=generate"
         )
     if run.model.V < 256:
         raise ValueError(
@@ -143,24 +146,43 @@ def _prepare():
 
 
 def _generate():
-    """Answers with the newest checkpoint of a workdir."""
+    """Answers with the newest checkpoint of a workdir, or with a published model that the config names."""
+    if _CONFIG.value is not None and _CONFIG.value.pretrained.source:
+        _generate_published(settings.from_config(_CONFIG.value))
+        return
     if _WORKDIR.value is None:
-        raise ValueError("--workdir=DIR of a trained model is needed")
+        raise ValueError(
+            "--workdir=DIR of a trained model is needed, or --config of a published one"
+        )
     workdir = pathlib.Path(_WORKDIR.value).absolute()
     if not (workdir / "config.json").is_file():
         raise FileNotFoundError(f"{workdir} holds no config.json; train there first")
     kept = _with_tuples(_read_config(workdir / "config.json"))
     run = settings.from_config(ml_collections.ConfigDict(kept))
-    request = command.prepare(
+    request = _request()
+    params, _ = loop.restore_params(run, meshes.make_mesh(run.mesh), workdir)
+    command.run(params, run.model, request)
+
+
+def _generate_published(run):
+    opened = checkpoint.open_checkpoint(run.pretrained.source)
+    request = _request(words=transfer.vocabulary_of(opened))
+    model = transfer.fit(run, opened, request.room.capacity_tokens).model
+    params = parameters.arrange(parameters.load(opened), model.pattern)
+    command.run(params, model, request)
+
+
+def _request(**words):
+    """What the flags ask for."""
+    return command.prepare(
         _PROMPT_FILE.value,
         flags.FLAGS.decode.to_dict(),
         question=_QUESTION.value,
         save_cache=_SAVE_CACHE.value,
         load_cache=_LOAD_CACHE.value,
         page=_EXPLAIN.value,
+        **words,
     )
-    params, _ = loop.restore_params(run, meshes.make_mesh(run.mesh), workdir)
-    command.run(params, run.model, request)
 
 
 def _read_config(path: pathlib.Path) -> dict:

@@ -1,6 +1,5 @@
 """A book and a question to an answer on the terminal: `--mode=generate` of `bsa.main`."""
 
-import codecs
 import contextlib
 import dataclasses
 import pathlib
@@ -14,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from bsa.decode import cache as caches
-from bsa.decode import explain, files, generate, settings, step
+from bsa.decode import explain, files, generate, settings, step, vocabulary
 from bsa.model import settings as model_settings
 
 SPARE_TOKENS = 4096
@@ -26,8 +25,8 @@ DEFAULTS = (
     | {"capacity_tokens": 0, "piece_tokens": 0, "granularity": "token"}
 )
 """Fields of `settings.CacheSettings` and `settings.SamplingSettings`, and `index.granularity` of reading. A capacity of 0 is
-what text, question and answer need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits the device. Stop sequences
-are strings here."""
+what text, question and answer need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits the device. An answer ends
+with the first of the strings `stop` that it contains."""
 
 ACCELERATOR_PIECE_TOKENS = 16384
 """The search of a key/value head then has 128 thread blocks, about as many as a Hopper card has multiprocessors."""
@@ -38,8 +37,11 @@ class Request:
     """What the user asks for; see `prepare`.
 
     Attributes:
-        text: the book, UTF-8.
+        book_T: tokens of the text, int32.
         question: follows it as it is; may be empty, then the text is continued.
+        question_T: its tokens.
+        vocabulary: by which both were split, and the answer is written.
+        stop: strings that end an answer.
         save_cache: file for what was read, before the question; "": none.
         load_cache: such a file, of this text or of its beginning; "": none.
         page: HTML file of what the answer rests on; "": none.
@@ -47,8 +49,11 @@ class Request:
             asked about by the same.
     """
 
-    text: bytes
+    book_T: np.ndarray
     question: str
+    question_T: np.ndarray
+    vocabulary: vocabulary.Vocabulary
+    stop: tuple[str, ...]
     save_cache: str
     load_cache: str
     page: str
@@ -57,30 +62,42 @@ class Request:
     sampling: settings.SamplingSettings
 
 
-def prepare(prompt_file: str, options: dict, *, question: str, **paths) -> Request:
+def prepare(
+    prompt_file: str, options: dict, *, question: str, words=vocabulary.BYTES, **paths
+) -> Request:
     """Reads the text and checks what can be checked without a model.
+
+    Text and question are split apart, so that a book that was read serves any question.
 
     Args:
         options: the fields of `DEFAULTS`.
+        words: a `vocabulary.Vocabulary`.
         paths: `save_cache`, `load_cache` and `page`.
     Raises:
         ValueError, OSError: input that cannot work.
     """
     options = dict(options)
-    text = _read_text(prompt_file)
+    book_T = np.asarray(list(words.begin(_read_text(prompt_file))), np.int32)
+    question_T = np.asarray(list(words.go_on(question)), np.int32)
     names = [field.name for field in dataclasses.fields(settings.CacheSettings)]
     room = {name: options.pop(name) for name in names}
-    options["stop"] = tuple(stop.encode() for stop in options["stop"])
+    stop = tuple(options["stop"])
+    if not all(stop):
+        raise ValueError("decode: an empty stop sequence would end every answer")
+    options["stop"] = tuple((token,) for token in words.end)
     granularity = options.pop("granularity")
     sampling = settings.SamplingSettings(**options)
-    needed = len(text) + len(question.encode()) + sampling.max_tokens
+    needed = len(book_T) + len(question_T) + sampling.max_tokens
     room["capacity_tokens"] = room["capacity_tokens"] or needed + SPARE_TOKENS
     room["piece_tokens"] = room["piece_tokens"] or _choose_piece(
         room["store"], room["kept_tokens"]
     )
     return Request(
-        text=text,
+        book_T=book_T,
         question=question,
+        question_T=question_T,
+        vocabulary=words,
+        stop=stop,
         granularity=granularity,
         room=settings.CacheSettings(**room),
         sampling=sampling,
@@ -107,21 +124,21 @@ def run(params, model: model_settings.ModelSettings, request: Request) -> None:
     Raises:
         ValueError, OSError: input that cannot work.
     """
-    text, sampling = request.text, request.sampling
+    sampling = request.sampling
     model = model.read_by(request.granularity)
-    prompt = text + request.question.encode()
+    prompt_T = np.concatenate([request.book_T, request.question_T])
     # On no mesh: the fresh cache is on none, and a step that changed that would compile twice.
     params = jax.tree.map(jnp.asarray, jax.device_get(params))
     keep = request.save_cache or request.load_cache
     fingerprint = files.fingerprint(params, model) if keep else ""
-    token_BT = np.frombuffer(prompt, np.uint8).astype(np.int32)[None]
+    token_BT = prompt_T[None]
     # The text's last token is read with the question, so that an answer can always begin with a token to read.
-    book_BT = token_BT[:, : len(text) - 1]
+    book_BT = token_BT[:, : len(request.book_T) - 1]
     if request.load_cache:
         cache = files.load(request.load_cache, book_BT, model, fingerprint)
     else:
         cache = caches.empty(model, request.room, 1)
-    step.check_room(cache, len(prompt) + sampling.max_tokens)
+    step.check_room(cache, len(prompt_T) + sampling.max_tokens)
 
     already = int(cache.length_B[0])
     cache, rate = _read(params, book_BT[:, already:], cache, model)
@@ -133,29 +150,28 @@ def run(params, model: model_settings.ModelSettings, request: Request) -> None:
         logging.info(
             "stopped after %s of %s tokens; %s",
             f"{length:,}",
-            f"{len(prompt):,}",
+            f"{len(prompt_T):,}",
             kept if request.save_cache else "nothing is saved without --save_cache",
         )
         return
-    if length < len(prompt) - 1:
+    if length < len(prompt_T) - 1:
         _, cache = step.prefill(params, token_BT[:, length:-1], cache, model)
-    _answer(params, prompt, cache, model, request, rate)
+    _answer(params, prompt_T, cache, model, request, rate)
 
 
-def _read_text(path: str) -> bytes:
-    """A file's bytes, which must be UTF-8, and not none."""
+def _read_text(path: str) -> str:
+    """A file's text, which must be UTF-8, and not empty."""
     if not path:
         raise ValueError("--prompt_file=FILE is needed: the text to read")
     text = pathlib.Path(path).read_bytes()
     if not text:
         raise ValueError(f"{path} is empty; a prompt needs at least one character")
     try:
-        text.decode()
+        return text.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8: byte {error.start} is {text[error.start]:#04x}; convert it first"
         ) from error
-    return text
 
 
 def _read(params, token_BT, cache, model):
@@ -222,20 +238,21 @@ def _note_interrupt():
         signal.signal(signal.SIGINT, before)
 
 
-def _answer(params, prompt, cache, model, request, rate):
+def _answer(params, prompt_T, cache, model, request, rate):
     """Streams the answer to stdout, then logs figures and what it rests on."""
-    to_text = codecs.getincrementaldecoder("utf-8")("replace")
-    answer, readings, times = bytearray(), [], [time.monotonic()]
-    last_B = np.array([prompt[-1]], np.int32)
+    writer = vocabulary.Writer(request.vocabulary)
+    readings, times = [], [time.monotonic()]
+    last_B = prompt_T[-1:]
     for drawn in generate.stream(
         params, last_B, cache, model, request.sampling, weigh=bool(request.page)
     ):
-        answer.append(drawn.token_B[0] % 256)
         readings.append(drawn.readings)
-        sys.stdout.write(to_text.decode(answer[-1:]))
+        sys.stdout.write(writer.add(int(drawn.token_B[0])))
         sys.stdout.flush()
         times.append(time.monotonic())
-    sys.stdout.write(to_text.decode(b"", final=True) + "\n")
+        if any(stop in writer.text for stop in request.stop):
+            break
+    sys.stdout.write(writer.close() + "\n")
     # The first call waits for the step to be compiled; it counts only while it is the only one.
     num, first = len(times) - 1, max(1, request.sampling.tokens_a_call)
     warm = first if num > first else 0
@@ -245,15 +262,15 @@ def _answer(params, prompt, cache, model, request, rate):
         f"{rate:,.0f}",
         ms,
         f"{caches.num_bytes(drawn.cache):,}",
-        100 * _share_read(readings, len(prompt), model),
+        100 * _share_read(readings, len(prompt_T), model),
     )
     if request.page:
-        found = explain.passages(readings, drawn.cache, prompt, model)
+        found = explain.passages(
+            readings, drawn.cache, prompt_T, model, request.vocabulary.decode
+        )
         for line in explain.as_text(found):
             logging.info("%s", line)
-        page = explain.as_page(
-            found, request.question, answer.decode("utf-8", "replace")
-        )
+        page = explain.as_page(found, request.question, writer.text)
         pathlib.Path(request.page).write_text(page, encoding="utf-8")
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -42,8 +42,9 @@ class Passage:
 def passages(
     readings: list[list[attend.Reading | None]],
     cache: caches.Cache,
-    text: bytes,
+    token_T: np.ndarray,
     model: model_settings.ModelSettings,
+    decode: Callable[[np.ndarray], str],
     *,
     most: int = 5,
 ) -> list[Passage]:
@@ -52,16 +53,22 @@ def passages(
     Args:
         readings: of each token of the answer, weighed; the first was drawn by the text's last token.
         cache: after the answer, or at any time since the text was read.
-        text: the prompt's bytes.
+        token_T: the prompt.
+        decode: tokens to text, see `vocabulary.Vocabulary`.
         most: passages a layer.
     """
+
+    def show(first, end):
+        """Part of the prompt on one line."""
+        return " ".join(decode(token_T[max(first, 0) : max(end, 0)]).split())
+
     found = []
     for layer, memory in enumerate(cache.layers):
         if memory.index is None:
             continue
         of_layer = [reading[layer] for reading in readings]
         letter = layer % len(model.pattern)
-        mass_GN, readers_N = _tally(of_layer, len(text) - 1, model, letter)
+        mass_GN, readers_N = _tally(of_layer, len(token_T) - 1, model, letter)
         bookmarks = jax.tree.map(lambda x: x[0], memory.index.bookmarks)
         mass_N = mass_GN.mean(0)
         for block_id in np.argsort(-mass_N, kind="stable")[:most].tolist():
@@ -73,10 +80,10 @@ def passages(
                 Passage(
                     layer,
                     first,
-                    _show(text, first, first + model.index.C),
+                    show(first, first + model.index.C),
                     float(mass_N[block_id]),
                     int(readers_N[block_id]),
-                    tuple(_chain(bookmarks, group, block_id, text, model.index)),
+                    tuple(_chain(bookmarks, group, block_id, show, model.index)),
                 )
             )
     return found
@@ -133,7 +140,7 @@ def _tally(readings, first_reader, model, letter):
     return mass_GN, readers_N
 
 
-def _chain(bookmarks: build.BookmarkIndex, group, block_id, text, index):
+def _chain(bookmarks: build.BookmarkIndex, group, block_id, show, index):
     """What led to a block: chapters from the coarsest down, its own bookmark, and its first parents."""
     if bookmarks.spans is not None:
         length_M = np.asarray(bookmarks.spans.length_BGM[group, : block_id + 1])
@@ -143,7 +150,7 @@ def _chain(bookmarks: build.BookmarkIndex, group, block_id, text, index):
         name = "bookmark" if not depth else "its parent"
         quotes = np.asarray(bookmarks.quote_id_BGMR[group, block_id])
         shown = (
-            _show(text, token - QUOTE_TOKENS, token + QUOTE_TOKENS)
+            show(token - QUOTE_TOKENS, token + QUOTE_TOKENS)
             for token in sorted({int(quote) for quote in quotes if quote >= 0})
         )
         yield f"{name} {block_id}: {' | '.join(shown)}"
@@ -168,9 +175,3 @@ def _chapters(bookmarks, group, block_id, index):
         member = order_M[place // size * size :][:size]
         first, end = member.min() * index.C, (member.max() + 1) * index.C
         yield f"chapter {kind} tokens {first:,}-{end - 1:,}"
-
-
-def _show(text, first, end):
-    """Part of the text on one line."""
-    part = text[max(first, 0) : max(end, 0)].decode("utf-8", "replace")
-    return " ".join(part.split())

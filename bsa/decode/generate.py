@@ -142,6 +142,6 @@ def _take(logits_BV, answers, numbers, key, sampling):
     tail_BS = jnp.concatenate([tail_BS, token_B[:, None]], axis=1)[:, 1:]
     goes_on_B = is_live_B & (number + 1 < limit)
     for stop in sampling.stop:
-        stop_S = jnp.frombuffer(stop, jnp.uint8)
+        stop_S = jnp.asarray(stop, jnp.int32)
         goes_on_B &= (tail_BS[:, -len(stop) :] != stop_S).any(1)
     return _Answers(token_B, goes_on_B, tail_BS)

@@ -22,11 +22,13 @@ class Checkpoint:
         read: name to array as it was stored, dequantised to float32. Raises ValueError naming a tensor that is missing
             or cannot be read.
         tokenizer: makes the tokenizer; raises ValueError if the checkpoint has none that can be read.
+        end: tokens that end a text, as the checkpoint says.
     """
 
     architecture: architecture.Architecture
     read: Callable[[str], np.ndarray]
     tokenizer: Callable[[], tokenizers.Tokenizer]
+    end: tuple[int, ...] = ()
 
 
 def open_checkpoint(source: str) -> Checkpoint:
@@ -56,6 +58,7 @@ def _open_folder(path, source):
         architecture.from_config(config),
         shards.open_folder(path),
         lambda: _from_json(path / "tokenizer.json"),
+        _list_ends(config.get("eos_token_id")),
     )
 
 
@@ -72,7 +75,15 @@ def _open_gguf(path):
             if beside.exists()
             else gguf_file.make_tokenizer(file.fields)
         ),
+        _list_ends(file.fields.get("tokenizer.ggml.eos_token_id")),
     )
+
+
+def _list_ends(said):
+    """One number, several or none, as a tuple."""
+    if said is None:
+        return ()
+    return tuple(map(int, said if isinstance(said, list) else [said]))
 
 
 def _from_json(path):

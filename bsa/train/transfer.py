@@ -1,4 +1,4 @@
-"""A published checkpoint under a run's attention, without training: nats per token by position. Called by `bsa.main`."""
+"""A published checkpoint under a run's attention, without training: its sizes, its words, its nats per token. Called by `bsa.main`."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from bsa.decode import vocabulary
 from bsa.parallel import mesh as meshes
 from bsa.pretrained import checkpoint as checkpoints
 from bsa.pretrained import parameters
@@ -21,27 +22,57 @@ BYTES_PER_TOKEN = 8
 def open_model(
     run: settings.RunSettings,
 ) -> tuple[settings.RunSettings, checkpoints.Checkpoint]:
-    """Opens the run's checkpoint, and gives the run its sizes.
-
-    What the config says of sizes, biases and positions gives way to the checkpoint; its pattern, window, index and dtype
-    stay. Positions that go by the text's length are set up for rows of T tokens.
+    """Opens the run's checkpoint, and gives the run its sizes, for rows of T tokens; see `fit`.
 
     Raises:
         ValueError, OSError: as `checkpoint.open_checkpoint` has it, or the layers do not fit.
     """
     opened = checkpoints.open_checkpoint(run.pretrained.source)
+    return fit(run, opened, run.data.T), opened
+
+
+def fit(
+    run: settings.RunSettings, opened: checkpoints.Checkpoint, num_tokens: int
+) -> settings.RunSettings:
+    """The run with a checkpoint's sizes.
+
+    What the config says of sizes, biases and positions gives way to the checkpoint; its pattern, window, index and dtype
+    stay.
+
+    Args:
+        num_tokens: positions that go by the text's length are set up for so many.
+    Raises:
+        ValueError: the layers do not fit.
+    """
     shape = opened.architecture
     layers = shape.swapped(run.model.pattern, run.pretrained.kept_layers)
     model = shape.settings(run.model, layers)
-    scaling = dataclasses.replace(model.rope_scaling, tokens=run.data.T)
+    scaling = model.rope_scaling
+    if scaling.kind in ("dynamic", "longrope"):
+        scaling = dataclasses.replace(scaling, tokens=num_tokens)
     model = dataclasses.replace(model, rope_scaling=scaling)
-    if run.data.T > shape.max_tokens and scaling.kind == "none":
+    if num_tokens > shape.max_tokens and scaling.kind == "none":
         logging.warning(
-            "rows of %d tokens for a model of %d, whose positions are not stretched",
-            run.data.T,
+            "%d tokens for a model of %d, whose positions are not stretched",
+            num_tokens,
             shape.max_tokens,
         )
-    return dataclasses.replace(run, model=model), opened
+    return dataclasses.replace(run, model=model)
+
+
+def vocabulary_of(opened: checkpoints.Checkpoint) -> vocabulary.Vocabulary:
+    """The words of a checkpoint, for `bsa.decode.command`.
+
+    Raises:
+        ValueError: as `Checkpoint.tokenizer` has it.
+    """
+    tokenizer = opened.tokenizer()
+    return vocabulary.Vocabulary(
+        lambda text: tokenizer.encode(text).ids,
+        lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+        lambda tokens: tokenizer.decode(list(tokens)),
+        opened.end,
+    )
 
 
 def evaluate_model(

@@ -11,7 +11,7 @@ import pytest
 from absl import logging
 
 from bsa.decode import cache as caches
-from bsa.decode import command, explain, files, generate, step
+from bsa.decode import command, explain, files, generate, step, vocabulary
 from bsa.decode.settings import CacheSettings, SamplingSettings
 from tests.bsa.decode import cases
 
@@ -135,6 +135,19 @@ def test_what_cannot_work_is_said_by_name(ask, book, tmp_path):
         command.prepare("", OPTIONS, question="?", **NO_PATHS)
 
 
+def test_characters_are_written_when_they_are_whole():
+    """Whatever the tokens: bytes of the text, cut anywhere, and bytes of none."""
+    text = "caf\xe9 \u2014 na\xefve\n\U0001f600!\n\nend"
+    writer = vocabulary.Writer(vocabulary.BYTES)
+    parts = [writer.add(token) for token in text.encode()]
+    assert vocabulary.UNKNOWN not in "".join(parts)
+    assert "".join([*parts, writer.close()]) == text == writer.text
+    broken = vocabulary.Writer(vocabulary.BYTES)
+    shown = [broken.add(token) for token in b"a\xc3\xff\xe2\x80"]
+    assert shown[0] == "a" and not any(shown[1:3])
+    assert "".join([*shown, broken.close()]) == "a\ufffd\ufffd\ufffd"
+
+
 def test_room_suits_text_and_device(book, monkeypatch):
     def room(**options):
         options = command.DEFAULTS | options
@@ -193,7 +206,7 @@ def test_a_batch_answers_like_its_rows_and_ends_at_stop_sequences():
     assert answers(prompts, temperature=5.0, tokens_a_call=0) == both
     assert answers(prompts[:1], temperature=5.0, tokens_a_call=3, seed=1) != both[:1]
     stop = both[0][1:3]
-    cut = answers(prompts, temperature=5.0, stop=(stop,), tokens_a_call=3)
+    cut = answers(prompts, temperature=5.0, stop=(tuple(stop),), tokens_a_call=3)
     assert cut[0] == both[0][: both[0].index(stop) + 2]
     assert cut[1] == (
         both[1][: both[1].index(stop) + 2] if stop in both[1] else both[1]
@@ -214,7 +227,8 @@ def test_passages_are_those_that_were_read(tmp_path, ask):
         params, jnp.asarray(token_BT[:, -1]), cache, MODEL, weigh=True
     )
     np.testing.assert_allclose(readings[0].mass_BGJ.sum(-1), 1, rtol=1e-5)
-    found = explain.passages([readings], cache, BOOK, MODEL, most=99)
+    decode = vocabulary.BYTES.decode
+    found = explain.passages([readings], cache, token_BT[0], MODEL, decode, most=99)
     assert found and all(0 < p.mass < 1 and p.readers == 1 for p in found)
     read = np.unique(readings[0].block_id_BGJ[readings[0].block_id_BGJ >= 0])
     assert {p.first // 4 for p in found} <= set(read.tolist())

@@ -62,7 +62,7 @@ def test_no_temperature_takes_the_likeliest():
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"tokens_a_call": -1}, "tokens_a_call=-1"),
-        ({"stop": (b"",)}, "empty stop sequence"),
+        ({"stop": ((),)}, "empty stop sequence"),
     ],
 )
 def test_impossible_sampling_says_why(change, message):

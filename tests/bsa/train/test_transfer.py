@@ -1,16 +1,22 @@
-"""A published checkpoint is evaluated as it is, and with its attention swapped."""
+"""A published checkpoint is evaluated and asked as it is, and with its attention swapped."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bsa.decode import command, vocabulary
+from bsa.model import decoder
 from bsa.parallel import mesh as meshes
-from bsa.pretrained import architecture, gguf_file
+from bsa.pretrained import architecture, checkpoint, gguf_file, parameters
 from bsa.tasks import sources
 from bsa.train import settings, transfer
 from configs import smollm2
@@ -88,12 +94,73 @@ def test_layers_follow_the_policy():
         dataclasses.replace(policy, source="")
 
 
+def test_a_published_model_is_asked_in_its_own_words(folder, tmp_path):
+    """The greedy answer of the parallel pass, until a string or an end that the checkpoint names; a saved book again."""
+    text = (folder / "long.txt").read_text()[: 3 * T]
+    (tmp_path / "book.txt").write_text(text)
+    run = run_of(folder, "b")
+    opened = checkpoint.open_checkpoint(str(folder))
+    words = transfer.vocabulary_of(opened)
+    model = transfer.fit(run, opened, 4 * T).model
+    params = parameters.arrange(parameters.load(opened), model.pattern)
+
+    def ask(words=words, load_cache="", save_cache="", **options):
+        options = command.DEFAULTS | {"max_tokens": 12, "piece_tokens": 32} | options
+        request = command.prepare(
+            *(str(tmp_path / "book.txt"), options),
+            question="Why?",
+            words=words,
+            load_cache=str(load_cache),
+            save_cache=str(save_cache),
+            page="",
+        )
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            command.run(params, model, request)
+        return out.getvalue().removesuffix("\n")
+
+    tokens = words.begin(text) + words.go_on("Why?")
+    asked = len(tokens)
+    for _ in range(12):
+        token_BT = jnp.pad(jnp.array([tokens]), ((0, 0), (0, -len(tokens) % 8)))
+        place_BT = jnp.arange(token_BT.shape[1])[None]
+        hidden, _ = decoder.apply(
+            params, token_BT, jnp.ones_like(token_BT), place_BT, model
+        )
+        logits_V = hidden[0, len(tokens) - 1] @ decoder.head(params).T
+        tokens.append(int(logits_V.argmax()))
+    expected = words.decode(tokens[asked:])
+    saved = tmp_path / "book.npz"
+    assert ask(save_cache=saved) == ask(load_cache=saved) == expected
+    assert ask(tokens_a_call=0) == expected
+    stop = next(x for x in expected if x != vocabulary.UNKNOWN)
+    assert ask(stop=("never said", stop)) == expected[: expected.index(stop) + 1]
+    ending = dataclasses.replace(words, end=(tokens[asked + 5],))
+    first = tokens[asked:].index(tokens[asked + 5]) + 1
+    assert ask(ending) == words.decode(tokens[asked : asked + first])
+
+
+def test_a_published_model_answers_by_command(folder, tmp_path):
+    """Without a workdir; its end of text is what its config says."""
+    (tmp_path / "book.txt").write_text("It was a dark and stormy night. " * 8)
+    line = [sys.executable, "-m", "bsa.main", f"--config={ROOT}/configs/smollm2.py"]
+    line += ["--mode=generate", f"--prompt_file={tmp_path}/book.txt", "--question=Why?"]
+    line += [f"--config.pretrained.source={folder}", "--decode.max_tokens=3"]
+    done = subprocess.run(line, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith("\n") and "ms a token" in done.stderr
+    config = json.loads((folder / "config.json").read_text())
+    for said, end in ((2, (2,)), ([3, 4], (3, 4)), (None, ())):
+        config["eos_token_id"] = said
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        for file in folder.glob("*.safetensors"):
+            shutil.copy(file, tmp_path)
+        assert checkpoint.open_checkpoint(str(tmp_path)).end == end
+
+
 def test_training_it_is_refused_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "bsa.main", f"--config={ROOT}/configs/smollm2.py"]
-    command += [f"--workdir={tmp_path}", "--mode=train"]
-    done = subprocess.run(
-        command, check=False, cwd=ROOT, capture_output=True, text=True
-    )
+    line = [sys.executable, "-m", "bsa.main", f"--config={ROOT}/configs/smollm2.py"]
+    line += [f"--workdir={tmp_path}", "--mode=train"]
+    done = subprocess.run(line, check=False, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     [line] = [line for line in done.stderr.splitlines() if line.startswith("bsa: ")]
-    assert "can be evaluated, not trained; add --mode=evaluate" in line
+    assert "can be evaluated and asked, not trained; add --mode=evaluate" in line
