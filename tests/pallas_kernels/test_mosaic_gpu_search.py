@@ -97,3 +97,31 @@ def test_finds_the_best(R, num, is_grouped, has_spread, point_pool, dtype):
     )
     ranks = np.sort(found, axis=-1)
     assert ((ranks[..., 1:] != ranks[..., :-1]) | (ranks[..., 1:] < 0)).all()
+
+
+def test_tells_many_nodes_apart():
+    """Half a million in groups of 64, of which all queries look at three: tiles' numbers take 14 bits of a rank."""
+    num, group, looked = 2**19, 64, (5, 2**12, 2**13 - 1)
+    interpret = None
+    if not mosaic_gpu.is_hopper(jax.devices()[0]):
+        interpret = plgpu.InterpretGPUParams()
+    rng = np.random.default_rng(0)
+    nodes = np.concatenate([np.arange(x * group, (x + 1) * group) for x in looked])
+    q_TK = rng.integers(-1, 2, (64, K)) / 4
+    point_MK = rng.integers(-1, 2, (len(nodes), K))
+    point_MK[:8] = point_MK[-8:]  # equal ones, far apart
+    point = jnp.zeros((1, 1, num, 1, K), jnp.bfloat16).at[0, 0, nodes, 0].set(point_MK)
+    found = mosaic_gpu_search.find(
+        jnp.asarray(q_TK, jnp.float32)[None, :, None],
+        point,
+        jnp.zeros((1, 1, num, 1)),
+        jnp.zeros((1, 64), jnp.int32),
+        jnp.full((1, 64), num - 1, jnp.int32),
+        8,
+        groups=(jnp.broadcast_to(jnp.array(looked, jnp.int32), (1, 1, 64, 3)), group),
+        interpret=interpret,
+    )
+    score_TM = q_TK @ point_MK.T
+    score_TM[:, nodes == num - 1] = -np.inf
+    order = np.argsort(-score_TM, axis=1, kind="stable")[:, :8]
+    np.testing.assert_array_equal(found[0, 0], nodes[order])
