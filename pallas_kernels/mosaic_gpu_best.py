@@ -32,7 +32,7 @@ MORE = 2
 LOWEST = -1e30
 """Logarithm of no count: finite, so that no inf is subtracted."""
 FACTORS = 7
-"""Differences of numbers up to `MAX_NODES` whose product a float32 holds."""
+"""Differences of groups' numbers whose product a float32 holds: they are below 2^17."""
 NOTHING = -(2**31)
 """A rank that no node has."""
 TO_BITS = 3 * 2.0**22

@@ -159,7 +159,8 @@ def to_float8(x):
     """Vectors [..., K] as float8_e4m3fn, and a float32 power of two for each, [...], whose products they are rounded to."""
     x = x.astype(jnp.float32)
     _, exponent = jnp.frexp(jnp.abs(x).max(-1))
-    scale = jnp.ldexp(jnp.float32(1), exponent - FLOAT8_BITS)
+    # Not so small that the scale is a subnormal number.
+    scale = jnp.ldexp(jnp.float32(1), jnp.maximum(exponent, -100) - FLOAT8_BITS)
     return (x / scale[..., None]).astype(jnp.float8_e4m3fn), scale
 
 

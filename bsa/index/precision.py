@@ -1,11 +1,13 @@
 """Points as an index keeps them, and as they are reckoned with. Called by all that makes or reads bookmarks.
 
-Chapters are few and stay float32, though they may be compared in less. They and links are made of what is kept, so that growing an index and building it at
-once still give the same.
+Chapters are few and stay float32, though they may be compared in less. They and links are made of what is kept, so that
+growing an index and building it at once still give the same.
 """
 
 import jax.numpy as jnp
 from jax import lax
+
+from pallas_kernels import mosaic_gpu_search
 
 FLOAT8_LARGEST = 448.0
 
@@ -47,9 +49,9 @@ def round_point(point, compared: str):
 def round_query(q, compared: str):
     """Float32 queries [..., K] as they are compared; in float8 each times a power of two that brings it near the largest."""
     if compared == "float8":
-        _, exponent = jnp.frexp(jnp.abs(q).max(-1, keepdims=True))
-        scale = jnp.ldexp(jnp.float32(1), exponent - 8)
-        return to_float8(q / scale).astype(jnp.float32) * scale
+        rounded, scale = mosaic_gpu_search.to_float8(q)
+        rounded = lax.optimization_barrier(rounded)
+        return rounded.astype(jnp.float32) * scale[..., None]
     return to_bfloat16(q) if compared == "bfloat16" else q
 
 
