@@ -17,6 +17,9 @@ import numpy as np
 from bsa.index import cluster, settings
 from pallas_kernels import shapes
 
+FEW_QUERIES = 8
+"""Of one token's heads: points are then compared as they lie, not laid out anew."""
+
 
 def summarise(k_BGNCK, index: settings.IndexSettings):
     """Digests each block of keys; what is kept of them has gradients.
@@ -110,8 +113,14 @@ def score(digest: str, q_HK, point_MRK, log_count_MR, point_pool: str = "logsume
     if digest in ("minmax", "meanvar"):
         logit_HM = lift(digest, q_HK) @ point_MRK.reshape(point_MRK.shape[0], -1).T
         return logit_HM + log_count_MR[:, 0]
-    logit_HRM = jnp.einsum("hk,rmk->hrm", q_HK, point_MRK.swapaxes(0, 1))
-    logits = jnp.unstack(logit_HRM + log_count_MR.T, axis=1)
+    if q_HK.shape[0] <= FEW_QUERIES:
+        M, R, K = point_MRK.shape
+        logit_MRH = (point_MRK.reshape(M * R, K) @ q_HK.T).reshape(M, R, -1)
+        logits = jnp.unstack(logit_MRH + log_count_MR[..., None], axis=1)
+        logits = [logit_MH.T for logit_MH in logits]
+    else:
+        logit_HRM = jnp.einsum("hk,rmk->hrm", q_HK, point_MRK.swapaxes(0, 1))
+        logits = jnp.unstack(logit_HRM + log_count_MR.T, axis=1)
     if point_pool == "max":
         return functools.reduce(jnp.maximum, logits)
     return _log_sum(logits)
