@@ -51,7 +51,7 @@ def prove(
         scores = [
             judge.score(q_TK, node, index, level) for level, node in enumerate(judged)
         ]
-        q_TK = precision.round_query(q_TK, index.compared(0))
+        q_TK = precision.round_query(q_TK, precision.compared(index, 0))
         if member_M is None:
             member_M = jnp.arange(scores[1].shape[1] * index.chapter_bookmarks)
         (bookmarks, _), *_ = judged

@@ -30,8 +30,8 @@ def score(q_HK, judged, index: settings.IndexSettings, level: int = 0):
     """
     node, turn_M = judged
     point_MRK, log_count_MR = precision.unpack(*node)
-    q_HK = precision.round_query(q_HK, index.compared(level))
-    point_MRK = precision.round_point(point_MRK, index.compared(level))
+    q_HK = precision.round_query(q_HK, precision.compared(index, level))
+    point_MRK = precision.round_point(point_MRK, precision.compared(index, level))
     score_HM = digest.score(
         index.digest, q_HK, point_MRK, log_count_MR, index.point_pool
     )

@@ -70,7 +70,7 @@ def search(q_BTGK, bookmarks, open_blocks, index: settings.IndexSettings):
             groups = looked_BGTX, group
             scored_BGT += count_BGT
         point, log_count = precision.unpack(*bookmarks.nodes[level])
-        if index.compared(level) == "float8":
+        if precision.compared(index, level) == "float8":
             point = precision.to_float8(point)
         widths = None
         if index.digest == "spread":

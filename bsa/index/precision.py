@@ -7,6 +7,7 @@ growing an index and building it at once still give the same.
 import jax.numpy as jnp
 from jax import lax
 
+from bsa.index import settings
 from pallas_kernels import mosaic_gpu_search
 
 FLOAT8_LARGEST = 448.0
@@ -39,8 +40,15 @@ def to_float8(x):
     return lax.optimization_barrier(x.astype(jnp.float8_e4m3fn))
 
 
+def compared(index: settings.IndexSettings, level: int) -> str:
+    """What queries and points of a level, 0 of bookmarks, are rounded to when they are compared: float32, bfloat16 or float8."""
+    if level and index.chapter_store == "float8":
+        return "float8"
+    return "bfloat16" if index.store == "bfloat16" else "float32"
+
+
 def round_point(point, compared: str):
-    """Float32 points [..., K] as they are compared; see `IndexSettings.compared`."""
+    """Float32 points [..., K] as they are compared, see `compared`."""
     if compared == "float8":
         return to_float8(point).astype(jnp.float32)
     return to_bfloat16(point) if compared == "bfloat16" else point

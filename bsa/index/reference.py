@@ -90,11 +90,10 @@ def choose(
 
     def by_digest(level, node):
         digest = bookmarks["levels"][level][node]
-        compared_HK = wide_HK
-        compared = index.compared(level)
-        if compared != "float32":
-            compared_HK = reference_digest.round_query(wide_HK, compared)
-            digest = reference_digest.keep(digest[0], compared), digest[1]
+        compared_HK, point_RK = reference_digest.rounded(
+            wide_HK, digest[0], index, level
+        )
+        digest = point_RK, digest[1]
         tokens = reference_digest.tokens(index.digest, digest[1])
         if index.span_blocks == 1:
             tokens = 1

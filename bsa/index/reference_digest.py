@@ -88,15 +88,22 @@ def keep(point_RK, store: str):
     return point_RK.astype(jnp.dtype(store)).astype(np.float64)
 
 
-def round_query(q_HK, compared: str):
-    """Queries as points are compared with them; see `precision.round_query`."""
-    if compared != "float8":
-        return keep(q_HK, compared)
+def rounded(q_HK, point_RK, index: settings.IndexSettings, level: int):
+    """Queries and points of a level as they are compared; see `precision.compared`."""
+    if level and index.chapter_store == "float8":
+        return _round_to_float8(q_HK), keep(point_RK, "float8")
+    if index.store == "bfloat16":
+        return keep(q_HK, "bfloat16"), keep(point_RK, "bfloat16")
+    return q_HK, point_RK
+
+
+def _round_to_float8(q_HK):
+    """Each query times a power of two that brings it near the largest number."""
     _, exponent_H1 = np.frexp(
         np.abs(np.asarray(q_HK, np.float32)).max(-1, keepdims=True)
     )
     scale_H1 = np.ldexp(1.0, exponent_H1 - 8)
-    return keep(q_HK / scale_H1, compared) * scale_H1
+    return keep(q_HK / scale_H1, "float8") * scale_H1
 
 
 def aggregate(digests, num_points: int, index: settings.IndexSettings):

@@ -124,12 +124,6 @@ class IndexSettings:
                 f"index: route_tokens={self.route_tokens} is no multiple of query_block={self.query_block}"
             )
 
-    def compared(self, level: int) -> str:
-        """What queries and points of a level, 0 of bookmarks, are rounded to when they are compared: float32, bfloat16 or float8."""
-        if level and self.chapter_store == "float8":
-            return "float8"
-        return "bfloat16" if self.store == "bfloat16" else "float32"
-
     def _check_choices(self):
         for name, known in (
             ("query_pool", QUERY_POOLS),
