@@ -11,7 +11,8 @@ exact step, by the mean query of a group's heads (`POOLED`), which is what Hoppe
 up to the last hidden states; `prefill_tokens_per_s`: reading into the cache, a piece at a time; `ms_per_token`: of `--steps`
 greedy tokens after the text, the median over calls that draw `--tokens_a_call` each; 0: layer by layer. As one program all
 layers compile for a minute or more a cell: with JAX_COMPILATION_CACHE_DIR the cells, each a process beside the others, compile
-at once, and one process in the same folder measures them after that (kernels hold the paths of their source files).
+at once, and one process in the same folder measures them after that (kernels hold the paths of their source files), all
+with the same --steps, which caches have room for.
 """
 
 import argparse
