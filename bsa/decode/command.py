@@ -77,8 +77,8 @@ def prepare(
         ValueError, OSError: input that cannot work.
     """
     options = dict(options)
-    book_T = np.asarray(list(words.begin(_read_text(prompt_file))), np.int32)
-    question_T = np.asarray(list(words.go_on(question)), np.int32)
+    book_T = np.asarray(words.begin(_read_text(prompt_file)), np.int32)
+    question_T = np.asarray(words.go_on(question), np.int32)
     names = [field.name for field in dataclasses.fields(settings.CacheSettings)]
     room = {name: options.pop(name) for name in names}
     stop = tuple(options["stop"])

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 """What stands for bytes that are no UTF-8, such as the first ones of a character whose others are still to come."""
 
@@ -24,9 +26,13 @@ class Vocabulary:
     end: tuple[int, ...] = ()
 
 
+def _to_bytes(text):
+    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+
 BYTES = Vocabulary(
-    str.encode,
-    str.encode,
+    _to_bytes,
+    _to_bytes,
     lambda tokens: bytes(token % 256 for token in tokens).decode("utf-8", "replace"),
 )
 
