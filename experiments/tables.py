@@ -209,7 +209,8 @@ def speed() -> str:
             f"| {row['prefill_tokens_per_s']:,.0f} | {row['ms_per_token']:.1f} | {row['cache_bytes'] / 1e9:.2f} | {row['device']} |"
         )
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
-    origin = f"`{result['command']}` (and 8), {result['date']}, commits {commits}"
+    command = "python -m experiments.pretrained_speed --forwards=0 --steps=24"
+    origin = f"`{command}`, others as the rows say, {result['date']}, commits {commits}"
     return "\n".join([*lines, "", origin])
 
 

@@ -96,13 +96,11 @@ def search(plan, shared, barriers, warpgroup, walk, look):
         best, rank = _insert(best, rank)
         return best, jnp.maximum(dropped, rank)
 
-    nothing = plgpu.layout_cast(
-        jnp.full(column.shape, NOTHING, jnp.int32), plgpu.Layout.WGMMA
-    )
+    nothing = _fill_nothing(plan)
     kept = [nothing] * plan.depth, nothing
     best, dropped = lax.fori_loop(0, walk.steps, keep, kept)
     lost = dropped.max(axis=1)
-    worst = _take(plan, ids, first, column, [*best, nothing], lost)
+    worst = _take(plan, ids, first, column, best, lost)
     if plan.looks > 1:
         doubt = jnp.where((lost >= worst) & (lost > _lowest(plan)), 1.0, 0.0)
         _spread_largest(doubt, shared.doubt.at[warpgroup, 0 if look is None else look])
@@ -127,6 +125,12 @@ def _load_rows(plan, shared, warpgroup):
     )
 
 
+def _fill_nothing(plan):
+    """No rank, in every element of a tile."""
+    ranks = jnp.full((PART, plan.nodes), NOTHING, jnp.int32)
+    return plgpu.layout_cast(ranks, plgpu.Layout.WGMMA)
+
+
 def _spread(of_rows, like):
     """A number of each row in all of its columns."""
     return lax.broadcast_in_dim(of_rows, like.shape, [0])
@@ -144,7 +148,7 @@ def _leave_out(ids, num, node, rank):
 
 def _take(plan, ids, first, column, best, lost):
     """Writes the best of each row, rank by rank, taking them out of their columns; returns the last one's rank."""
-    *best, nothing = best
+    nothing = _fill_nothing(plan)
     tile_mask = 2**plan.tile_bits - 1
 
     def take(place, carry):

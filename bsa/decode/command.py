@@ -40,7 +40,7 @@ class Request:
         book_T: tokens of the text, int32.
         question: follows it as it is; may be empty, then the text is continued.
         question_T: its tokens.
-        vocabulary: by which both were split, and the answer is written.
+        words: by which both were split, and the answer is written.
         stop: strings that end an answer.
         save_cache: file for what was read, before the question; "": none.
         load_cache: such a file, of this text or of its beginning; "": none.
@@ -52,7 +52,7 @@ class Request:
     book_T: np.ndarray
     question: str
     question_T: np.ndarray
-    vocabulary: vocabulary.Vocabulary
+    words: vocabulary.Vocabulary
     stop: tuple[str, ...]
     save_cache: str
     load_cache: str
@@ -63,7 +63,12 @@ class Request:
 
 
 def prepare(
-    prompt_file: str, options: dict, *, question: str, words=vocabulary.BYTES, **paths
+    prompt_file: str,
+    options: dict,
+    *,
+    question: str,
+    words: vocabulary.Vocabulary = vocabulary.BYTES,
+    **paths,
 ) -> Request:
     """Reads the text and checks what can be checked without a model.
 
@@ -71,7 +76,7 @@ def prepare(
 
     Args:
         options: the fields of `DEFAULTS`.
-        words: a `vocabulary.Vocabulary`.
+        words: the model's.
         paths: `save_cache`, `load_cache` and `page`.
     Raises:
         ValueError, OSError: input that cannot work.
@@ -96,7 +101,7 @@ def prepare(
         book_T=book_T,
         question=question,
         question_T=question_T,
-        vocabulary=words,
+        words=words,
         stop=stop,
         granularity=granularity,
         room=settings.CacheSettings(**room),
@@ -240,7 +245,7 @@ def _note_interrupt():
 
 def _answer(params, prompt_T, cache, model, request, rate):
     """Streams the answer to stdout, then logs figures and what it rests on."""
-    writer = vocabulary.Writer(request.vocabulary)
+    writer = vocabulary.Writer(request.words)
     readings, times = [], [time.monotonic()]
     last_B = prompt_T[-1:]
     for drawn in generate.stream(
@@ -266,7 +271,7 @@ def _answer(params, prompt_T, cache, model, request, rate):
     )
     if request.page:
         found = explain.passages(
-            readings, drawn.cache, prompt_T, model, request.vocabulary.decode
+            readings, drawn.cache, prompt_T, model, request.words.decode
         )
         for line in explain.as_text(found):
             logging.info("%s", line)

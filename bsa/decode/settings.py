@@ -53,7 +53,7 @@ class SamplingSettings:
         tokens_a_call: how many tokens one compiled call draws, with nothing on the host between them; each comes out when
             all are drawn. On a GPU a token alone waits longer for its kernels to be launched than for them to run. 0: a
             call for each layer, which layers of one kind share: compiled in a fraction of the time where a model has many
-            layers; as fast after that on a CPU, and a fifth as fast on a GPU, where the host is waited for.
+            layers; as fast after that on a CPU, and a sixth as fast on an H200, where the host is waited for.
     Raises:
         ValueError: a value is out of range.
     """

@@ -42,7 +42,7 @@ def test_tables_and_figure_hold_what_was_measured(tmp_path):
     ]
     origin, rows = bench_report.join([_result(*rows)])
     text = bench_report.tables(origin | {"records": rows})
-    assert "| 128x16 | 1,024 | 100 (0.90) | 3.0x |  |  |" in text
+    assert "| 128x16 | 1,024 | x | 100 (0.90) | 3.0x |  |  |" in text
     assert "| 1,024 | flat | x | 4.0 (2.0x) |  |  | 4.0 |  |  |" in text
     assert "sequences" not in text and "fla's" not in text and "0123456789ab" in text
     assert bench_report.tables({"records": []}) == ""
