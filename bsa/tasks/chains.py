@@ -1,7 +1,6 @@
 """Answers that lie several steps away: variables, needles that point to needles, and induction repeated."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from bsa.tasks import example, words
 
 
 @dataclasses.dataclass(frozen=True)
-class VariableTracking:
+class VariableTracking(example.BatchTask):
     """RULER's: which variables hold this value, at first or second hand?
 
     `VAR name IS number STOP`, then `VAR name IS VAR name STOP` for each hop; the statements of a chain keep their order,
@@ -25,34 +24,46 @@ class VariableTracking:
     num_chains: int = 1
     V: int = words.V
 
-    def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
-        num_names = self.num_chains * (self.hops + 1)
-        name = words.draw_codes("name", num_names, rng)
-        name = name.reshape(self.num_chains, self.hops + 1, -1)
-        number = words.draw_codes("short_number", self.num_chains, rng)
+    def draw_many(
+        self, num_tokens: int, rng: np.random.Generator, num: int
+    ) -> example.Examples:
+        chains, steps = self.num_chains, self.hops + 1
+        name_BNL = words.draw_codes("name", num, chains * steps, rng)
+        number_BCL = words.draw_codes("short_number", num, chains, rng)
+        name_BCSL = name_BNL.reshape(num, chains, steps, -1)
         # Chains take turns at random; each keeps its own order.
-        chains = [iter(self._statements(*chain)) for chain in zip(name, number)]
-        turns = rng.permutation(np.repeat(np.arange(self.num_chains), self.hops + 1))
-        statements = [next(chains[turn]) for turn in turns]
+        turn_N = np.repeat(np.arange(chains), steps)
+        turn_BN = rng.permuted(np.tile(turn_N, (num, 1)), axis=1)
+        place_BN = np.argsort(turn_BN, axis=1, kind="stable")
+        told_BNL = self._statements(name_BCSL, number_BCL)
+        statement_BNL = np.empty_like(told_BNL)
+        np.put_along_axis(statement_BNL, place_BN[..., None], told_BNL, axis=1)
 
-        asked = rng.integers(self.num_chains)
-        end, end_id = words.question(words.ASK, [number[asked]], list(name[asked]))
-        return _told("variable_tracking", statements, end, end_id, num_tokens, rng)
+        asked = (np.arange(num), rng.integers(chains, size=num))
+        end = words.question(words.ASK, number_BCL[asked][:, None], name_BCSL[asked])
+        return _told("variable_tracking", statement_BNL, *end, num_tokens, rng)
 
     def chance(self, num_tokens: int) -> float:
         """One of the names in the text."""
         return 1 / (self.num_chains * (self.hops + 1))
 
-    def _statements(self, name, number):
-        held = [number, *(np.concatenate([[words.VAR], before]) for before in name)]
-        return [
-            np.concatenate([[words.VAR], own, [words.IS], what, [words.STOP]])
-            for own, what in zip(name, held)
-        ]
+    def _statements(self, name_BCSL, number_BCL):
+        """The chains' statements, one chain after another; 0 ends the shorter ones."""
+        *axes, name_len = name_BCSL.shape
+        statement = np.zeros((*axes, 3 + name_len + number_BCL.shape[-1]), int)
+        statement[..., 0] = words.VAR
+        statement[..., 1 : 1 + name_len] = name_BCSL
+        statement[..., 1 + name_len] = words.IS
+        held = statement[..., 2 + name_len :]
+        held[:, :, 0, :-1], held[:, :, 0, -1] = number_BCL, words.STOP
+        held[:, :, 1:, 0] = words.VAR
+        held[:, :, 1:, 1 : 1 + name_len] = name_BCSL[:, :, :-1]
+        held[:, :, 1:, 1 + name_len] = words.STOP
+        return statement.reshape(axes[0], -1, statement.shape[-1])
 
 
 @dataclasses.dataclass(frozen=True)
-class HopNeedles:
+class HopNeedles(example.BatchTask):
     """Needles that point to needles, asked for the last name only.
 
     `NEEDLE x_i IS x_(i+1) STOP` for `hops` steps of 1 + `noise` chains, shuffled over random words; then `FINAL x_0 IS`
@@ -64,20 +75,26 @@ class HopNeedles:
     noise: int = 5
     V: int = words.V
 
-    def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
+    def draw_many(
+        self, num_tokens: int, rng: np.random.Generator, num: int
+    ) -> example.Examples:
         chains = 1 + self.noise
-        name = words.draw_codes("name", chains * (self.hops + 1), rng)
-        name = name.reshape(chains, self.hops + 1, -1)
-        statements = [
-            np.concatenate([[words.NEEDLE], this, [words.IS], following, [words.STOP]])
-            for chain in name
-            for this, following in itertools.pairwise(chain)
-        ]
-        order = rng.permutation(len(statements))
-        asked = name[rng.integers(chains)]
-        end, end_id = words.question(words.FINAL, asked[:1], asked[-1:])
-        statements = [statements[i] for i in order]
-        return _told("hop_needles", statements, end, end_id, num_tokens, rng)
+        name_BNL = words.draw_codes("name", num, chains * (self.hops + 1), rng)
+        name_BCSL = name_BNL.reshape(num, chains, self.hops + 1, -1)
+        this, following = name_BCSL[:, :, :-1], name_BCSL[:, :, 1:]
+
+        def column(mark):
+            return np.full((*this.shape[:-1], 1), mark)
+
+        parts = [column(words.NEEDLE), this, column(words.IS), following]
+        told = np.concatenate([*parts, column(words.STOP)], axis=-1)
+        statement_BNL = told.reshape(num, -1, told.shape[-1])
+        order_N = np.arange(statement_BNL.shape[1])[:, None]
+        order_BN1 = rng.permuted(np.tile(order_N, (num, 1, 1)), axis=1)
+        statement_BNL = np.take_along_axis(statement_BNL, order_BN1, axis=1)
+        asked_BSL = name_BCSL[np.arange(num), rng.integers(chains, size=num)]
+        end = words.question(words.FINAL, asked_BSL[:, :1], asked_BSL[:, -1:])
+        return _told("hop_needles", statement_BNL, *end, num_tokens, rng)
 
     def chance(self, num_tokens: int) -> float:
         """One of the names that ends a chain."""
@@ -122,11 +139,12 @@ class InductionHops:
         return 1 / self.letters
 
 
-def _told(name, statements, end, end_id, num_tokens, rng):
+def _told(name, statement_BNL, end_BS, end_id_S, num_tokens, rng):
     """Statements strewn over random words, and the question at the end."""
-    told = sum(map(len, statements))
-    example.check_room(name, num_tokens, told + len(end) - 1)
-    space = num_tokens + 1 - told - len(end)
-    text = words.strew(statements, words.draw_filler("words", space, rng), rng)
-    answer_id = np.concatenate([np.zeros_like(text), end_id])
-    return example.from_text(np.concatenate([text, end]), answer_id)
+    num_told = np.count_nonzero(statement_BNL[0])
+    example.check_room(name, num_tokens, num_told + len(end_id_S) - 1)
+    space = num_tokens + 1 - num_told - len(end_id_S)
+    filler_BT = words.draw_filler("words", len(end_BS), space, rng)
+    text_BT = words.strew(statement_BNL, filler_BT, rng)
+    answer_id = np.concatenate([np.zeros(text_BT.shape[1], int), end_id_S])
+    return example.from_texts(np.concatenate([text_BT, end_BS], axis=1), answer_id)

@@ -26,7 +26,7 @@ class CommonWords:
 
     def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
         num_rare = self._num_rare(num_tokens)
-        word = words.draw_codes("name", self.num_common + num_rare, rng)
+        word = words.draw_codes("name", 1, self.num_common + num_rare, rng)[0]
         times = np.repeat(
             [self.times_common, self.times_rare], [self.num_common, num_rare]
         )
@@ -59,7 +59,7 @@ class FrequentWords:
 
     def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
         times = self._times(num_tokens)
-        word = words.draw_codes("name", len(times), rng)
+        word = words.draw_codes("name", 1, len(times), rng)[0]
         word[0] = words.STOP
         shuffled = rng.permutation(np.repeat(np.arange(len(times)), times))
         text, noise = word[shuffled], word[0]
@@ -92,7 +92,7 @@ def _end_len(num_answers):
 
 def _asked(shuffled, mark, answers, filler, num_tokens):
     """Filler, list, question and answers."""
-    end, end_id = words.question(mark, [], answers)
+    end, end_id = words.question(mark, answers[:0], answers)
     text = np.concatenate([[words.LIST], shuffled.ravel()])
     filler = np.resize(filler, num_tokens + 1 - len(text) - len(end))
     answer_id = np.concatenate([np.zeros(len(filler) + len(text), int), end_id])

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -57,21 +57,24 @@ class Task(Protocol):
         """Expected score of who knows the form of such texts and guesses among what the text offers."""
 
 
-@runtime_checkable
-class FastTask(Task, Protocol):
-    """A task that draws many examples in less time than one after another."""
+class BatchTask:
+    """A task that draws many examples in NumPy's steps for all of them at once; one is drawn as many are."""
+
+    def draw(self, num_tokens: int, rng: np.random.Generator) -> Example:
+        return Example(*(x[0] for x in self.draw_many(num_tokens, rng, 1)))
 
     def draw_many(
         self, num_tokens: int, rng: np.random.Generator, num: int
     ) -> Examples:
-        """As `num` times `draw`."""
+        """`num` examples."""
+        raise NotImplementedError
 
 
 def draw_many(
     task: Task, num_tokens: int, rng: np.random.Generator, num: int
 ) -> Examples:
     """`num` examples of a task."""
-    if isinstance(task, FastTask):
+    if isinstance(task, BatchTask):
         return task.draw_many(num_tokens, rng, num)
     return stack([task.draw(num_tokens, rng) for _ in range(num)])
 
@@ -105,9 +108,34 @@ def from_text(text_S, answer_id_S) -> Example:
     return from_targets(text_S[:-1], target_T, answer_id_S[1:])
 
 
+def from_texts(text_BS, answer_id_S) -> Examples:
+    """The same of B texts whose answers stand at the same places."""
+    answer_id_BT = np.broadcast_to(answer_id_S[1:], text_BS[:, 1:].shape)
+    target_BT = np.where(answer_id_BT > 0, text_BS[:, 1:], 0)
+    arrays = (text_BS[:, :-1], target_BT, answer_id_BT)
+    return Examples(*(x.astype(np.int32) for x in arrays))
+
+
 def from_targets(token_T, target_T, answer_id_T) -> Example:
     """An example as it stands, in int32."""
     return Example(*(x.astype(np.int32) for x in (token_T, target_T, answer_id_T)))
+
+
+def draw_distinct(
+    rng: np.random.Generator, population: int, shape: tuple[int, int]
+) -> np.ndarray:
+    """Rows of ids below `population`, no id twice in a row; all such rows are equally likely: int64[shape]."""
+    id_BN = rng.integers(population, size=shape)
+    while True:
+        # Of equal ids in a row the first stays; others are drawn again.
+        order_BN = np.argsort(id_BN, axis=1, kind="stable")
+        sorted_BN = np.take_along_axis(id_BN, order_BN, axis=1)
+        is_taken = np.zeros(shape, bool)
+        is_same = sorted_BN[:, 1:] == sorted_BN[:, :-1]
+        np.put_along_axis(is_taken, order_BN[:, 1:], is_same, axis=1)
+        if not is_taken.any():
+            return id_BN
+        id_BN[is_taken] = rng.integers(population, size=is_taken.sum())
 
 
 def check_room(name: str, num_tokens: int, needed: int) -> None:

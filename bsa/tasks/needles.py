@@ -10,7 +10,7 @@ HAYSTACKS = ("loop", "words", "needles")
 
 
 @dataclasses.dataclass(frozen=True)
-class Needles:
+class Needles(example.BatchTask):
     """Statements `NEEDLE key IS value STOP` in a haystack, then `ASK keys IS values`.
 
     Needles lie anywhere, in random order. Several keys are asked for at once, and several values of a key answered in
@@ -48,39 +48,49 @@ class Needles:
                 f"needles: num_asked={self.num_asked}, num_questions={self.num_questions} of num_keys={self.num_keys} keys"
             )
 
-    def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
+    def draw_many(
+        self, num_tokens: int, rng: np.random.Generator, num: int
+    ) -> example.Examples:
         num_keys = self._num_keys(num_tokens)
-        num = num_keys * self.num_values
-        key = words.draw_codes(self.key, num_keys, rng)
-        # A row a needle, in the order of the text; `owner` says whose value it holds.
-        owner = rng.permutation(np.repeat(np.arange(num_keys), self.num_values))
-        value = words.draw_codes(self.value, num, rng)
+        key_BKL = words.draw_codes(self.key, num, num_keys, rng)
+        # Needles are in the order of the text; `owner` says whose value one holds.
+        owner_N = np.repeat(np.arange(num_keys), self.num_values)
+        owner_BN = rng.permuted(np.tile(owner_N, (num, 1)), axis=1)
+        value_BNL = words.draw_codes(self.value, num, len(owner_N), rng)
 
         def column(mark):
-            return np.full((num, 1), mark)
+            return np.full((*owner_BN.shape, 1), mark)
 
-        needle = [column(words.NEEDLE), key[owner], column(words.IS), value]
-        needle = np.concatenate([*needle, column(words.STOP)], axis=1)
-        asked = rng.choice(
-            num_keys, (self.num_questions, self.num_asked), replace=False
-        )
-        questions = [
-            words.question(
-                words.ASK, key[keys], [v for i in keys for v in value[owner == i]]
-            )
-            for keys in asked
-        ]
-        end, end_id = words.joined(questions)
+        name_BNL = np.take_along_axis(key_BKL, owner_BN[..., None], axis=1)
+        parts = [column(words.NEEDLE), name_BNL, column(words.IS), value_BNL]
+        needle_BNL = np.concatenate([*parts, column(words.STOP)], axis=2)
+        end_BS, end_id_S = self._questions(key_BKL, value_BNL, owner_BN, rng)
 
-        space = num_tokens + 1 - needle.size - len(end)
+        space = num_tokens + 1 - needle_BNL[0].size - len(end_id_S)
         if self.haystack == "needles":
-            filler = words.draw_filler("loop", space, rng)
-            text = np.concatenate([filler, needle.ravel()])
+            filler_BT = words.draw_filler("loop", num, space, rng)
+            text = [filler_BT, needle_BNL.reshape(num, -1)]
         else:
-            filler = words.draw_filler(self.haystack, space, rng)
-            text = words.strew(list(needle), filler, rng)
-        answer_id = np.concatenate([np.zeros_like(text), end_id])
-        return example.from_text(np.concatenate([text, end]), answer_id)
+            filler_BT = words.draw_filler(self.haystack, num, space, rng)
+            text = [words.strew(needle_BNL, filler_BT, rng)]
+        text_BT = np.concatenate([*text, end_BS], axis=1)
+        before = np.zeros(text_BT.shape[1] - len(end_id_S), int)
+        return example.from_texts(text_BT, np.concatenate([before, end_id_S]))
+
+    def _questions(self, key_BKL, value_BNL, owner_BN, rng):
+        """For other keys each: tokens, and the answers that they belong to."""
+        num, num_keys, _ = key_BKL.shape
+        wanted = (num, self.num_questions, self.num_asked)
+        order_BK = rng.permuted(np.tile(np.arange(num_keys), (num, 1)), axis=1)
+        asked_BQA = order_BK[:, : wanted[1] * wanted[2]].reshape(wanted)
+        # A key's needles, in the order of the text.
+        needle_BKM = np.argsort(owner_BN, axis=1, kind="stable")
+        needle_BKM = needle_BKM.reshape(num, num_keys, self.num_values)
+        row = np.arange(num)[:, None, None]
+        answer_BQAML = value_BNL[row[..., None], needle_BKM[row, asked_BQA]]
+        answer_BQNL = answer_BQAML.reshape(*wanted[:2], -1, value_BNL.shape[-1])
+        asked_BQAL = key_BKL[row, asked_BQA]
+        return words.joined(*words.question(words.ASK, asked_BQAL, answer_BQNL))
 
     def chance(self, num_tokens: int) -> float:
         """One of the values in the text; if there is but one, a random one of its kind."""

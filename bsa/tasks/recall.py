@@ -8,7 +8,7 @@ from bsa.tasks import example
 
 
 @dataclasses.dataclass(frozen=True)
-class Mqar:
+class Mqar(example.BatchTask):
     """Multi-query associative recall, by the recipe of Zoology (Arora et al., arXiv 2312.04927).
 
     The text begins with `num_pairs` of a key and its value, k v k v ... Then each key comes once more, and its value is
@@ -29,21 +29,17 @@ class Mqar:
     power: float = 0.01
     V: int = 8192
 
-    def draw(self, num_tokens: int, rng: np.random.Generator) -> example.Example:
-        return example.Example(*(x[0] for x in self.draw_many(num_tokens, rng, 1)))
-
     def draw_many(
         self, num_tokens: int, rng: np.random.Generator, num: int
     ) -> example.Examples:
-        """`num` examples, each of NumPy's steps for all of them at once."""
         pairs, chains, half = self.num_pairs, self.num_pairs // self.hops, self.V // 2
         if pairs % self.hops:
             raise ValueError(
                 f"mqar: num_pairs={pairs}, hops={self.hops}: no whole chains"
             )
         example.check_room("mqar", num_tokens, 4 * pairs)
-        key = 1 + _distinct(rng, half - 1, (num, pairs))
-        end = half + _distinct(rng, self.V - half, (num, chains))
+        key = 1 + example.draw_distinct(rng, half - 1, (num, pairs))
+        end = half + example.draw_distinct(rng, self.V - half, (num, chains))
         # A chain's keys lie `chains` apart; each is followed by the next, the last by the end.
         value = np.concatenate([key[:, chains:], end], axis=1)
         order = np.argsort(rng.random((num, pairs)), axis=1)
@@ -138,17 +134,3 @@ class SelectiveCopy:
     def chance(self, num_tokens: int) -> float:
         """Any data token."""
         return 1 / (self.V - 2)
-
-
-def _distinct(rng, population, shape):
-    """Rows of ids below `population`, no id twice in a row; all such rows are equally likely."""
-    id_BP = rng.integers(population, size=shape)
-    row_B1, place_1P = np.indices(shape, sparse=True)
-    first = np.empty((shape[0], population), np.int64)
-    while True:
-        # Of equal ids in a row the last one written, the first of them, stays; others are drawn again.
-        first[row_B1, id_BP[:, ::-1]] = place_1P[:, ::-1]
-        is_taken = first[row_B1, id_BP] != place_1P
-        if not is_taken.any():
-            return id_BP
-        id_BP[is_taken] = rng.integers(population, size=is_taken.sum())
