@@ -2,9 +2,10 @@
 
 Command: python -m experiments.quality --suite=NAME [--methods=A,B] [--seeds=0,1] [--steps=1000] [--source=files:GLOB] [--list]
 A cell is one method and seed, trained once and tested on every task of the suite (`experiments/quality_suites.py`).
-What is in the workdir is kept, parameters and each test, so a run that was stopped goes on; after each cell, all that is
-there is collected into experiments/results/quality.json, quality_NAME.md and quality_NAME.png. A cell that fails is told,
-and the others run; with other than the suite's steps it is a table of its own, NAME_1000. LOG.md says which were run on a GPU.
+What is in the workdir is kept, parameters and each test, so a run that was stopped goes on; methods whose first steps are
+the same (`train.start_steps`) share them. After each cell, all that is there is collected into
+experiments/results/quality.json, quality_NAME.md and quality_NAME.png. A cell that fails is told, and the others run; with
+other than the suite's steps it is a table of its own, NAME_1000. LOG.md says which were run on a GPU.
 """
 
 import argparse
@@ -127,13 +128,14 @@ def write_cell(
     logging.info("%s", size(cell, run))
     begun = read_cell(cell, workdir)
     if begun:
-        params = quality_cell.load_params(path.with_suffix(".npz"), run, mesh)
+        abstract = step.abstract_state(run, mesh).params
+        params = quality_cell.load_arrays(path.with_suffix(".npz"), abstract)
     else:
         begin = time.monotonic()
-        params = quality_cell.train(cell, run, mesh)
+        params = quality_cell.train(cell, run, mesh, workdir / "starts")
         logging.info("trained in %.0f s", time.monotonic() - begin)
         path.parent.mkdir(parents=True, exist_ok=True)
-        quality_cell.save_params(path.with_suffix(".npz"), params)
+        quality_cell.save_arrays(path.with_suffix(".npz"), params)
         begun = {
             "described": cell.described(source),
             "origin": provenance.provenance(),

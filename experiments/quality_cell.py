@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
+import os
 import pathlib
 import time
 import types
@@ -75,12 +77,25 @@ class Cell:
         return repr((self.run(source), parts.lessons, parts.train, parts.tests))
 
 
-def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):
-    """The parameters after the last step."""
+def train(
+    cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh, starts: pathlib.Path
+):
+    """The parameters after the last step.
+
+    Args:
+        starts: folder with states after `train.start_steps`: methods that begin alike share them.
+    """
     begin = time.monotonic()
-    step_of, state = step.make_train_steps(run, mesh), step.initial_state(run, mesh)
-    with contextlib.closing(iter(training_batches(cell, run))) as batches:
-        for number in range(1, run.train.steps + 1):
+    step_of, state, done = step.make_train_steps(run, mesh), None, 0
+    if run.train.start_steps:
+        start = starts / f"{start_name(cell, run, mesh)}.npz"
+        if start.exists():
+            done = run.train.start_steps
+            state = load_arrays(start, step.abstract_state(run, mesh))
+            logging.info("%d steps from %s", done, start)
+    state = state or step.initial_state(run, mesh)
+    with contextlib.closing(iter(training_batches(cell, run, done))) as batches:
+        for number in range(done + 1, run.train.steps + 1):
             batch = meshes.global_batch(mesh, next(batches))
             state, figures = step_of(number)(state, batch)
             if number % 100 == 0 or number == run.train.steps:
@@ -91,23 +106,48 @@ def train(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh):
                     "step %d/%d  loss %.3f  %.0f s",
                     *(number, run.train.steps, loss, time.monotonic() - begin),
                 )
+            if number == run.train.start_steps:
+                starts.mkdir(parents=True, exist_ok=True)
+                save_arrays(start, state)
     return state.params
 
 
-def training_batches(cell: Cell, run: settings.RunSettings):
-    """Text, or the mix of the suite's tasks, lessons first."""
+def start_name(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh) -> str:
+    """A hash of what the first `train.start_steps` depend on: program, initial values and data.
+
+    So two methods share a start if what makes them differ is compiled out of it, without a list of knobs to keep true.
+    """
+    ids = jax.ShapeDtypeStruct((run.data.B, run.data.T), jax.numpy.int32)
+    names = ("token_BT", "target_BT", "segment_id_BT", "position_BT")
+    batch = dict.fromkeys(names, ids)
+    batch["weight_BT"] = jax.ShapeDtypeStruct(ids.shape, jax.numpy.float32)
+    first = step.make_train_step(run, mesh, model=run.start_model)
+    program = first.lower(step.abstract_state(run, mesh), batch).as_text()
+    known = (run.data, cell.parts.lessons, cell.parts.train, run.train.start_steps)
+    name = hashlib.sha256(repr((program, run.train.steps, known)).encode())
+    for leaf in jax.tree.leaves(jax.device_get(step.initial_state(run, mesh))):
+        name.update(np.asarray(leaf).tobytes())
+    return name.hexdigest()[:16]
+
+
+def training_batches(cell: Cell, run: settings.RunSettings, first: int = 0):
+    """Text, or the mix of the suite's tasks, lessons before it, without the first batches."""
     if is_text(cell.parts.train[0]):
-        return pipeline.train_batches(sources.open_corpus(run.data), run.data)
-    if not cell.parts.lessons:
-        return task_batches(cell.parts.train, run)
-    lessons, num = task_batches(cell.parts.lessons, run), run.train.steps // 10
-    return first_of(lessons, num, task_batches(cell.parts.train, run))
+        corpus = sources.open_corpus(run.data)
+        return all_but(first, pipeline.train_batches(corpus, run.data))
+    lessons = run.train.steps // 10 if cell.parts.lessons else 0
+    rest = task_batches(cell.parts.train, run, max(first - lessons, 0))
+    if first >= lessons:
+        return rest
+    begin = task_batches(cell.parts.lessons, run, first)
+    return first_of(begin, lessons - first, rest)
 
 
-def task_batches(parts, run: settings.RunSettings):
-    """A mix of tasks."""
+def task_batches(parts, run: settings.RunSettings, first: int = 0):
+    """A mix of tasks, without the first batches."""
     mix = [(make_task(part, run), part.num_tokens) for part in parts]
-    return catalogue.train_batches(mix, B=run.data.B, T=run.data.T, seed=run.data.seed)
+    data = run.data
+    return catalogue.train_batches(mix, B=data.B, T=data.T, seed=data.seed, first=first)
 
 
 def first_of(one, num: int, other) -> Iterator:
@@ -117,23 +157,33 @@ def first_of(one, num: int, other) -> Iterator:
             yield from itertools.islice(items, limit)
 
 
-def save_params(path: pathlib.Path, params) -> None:
-    """One array a parameter, by its place in the tree; whole or not at all."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
-    unfinished = path.with_suffix(".part")
+def all_but(num: int, data_set) -> Iterator:
+    """A data set without its first `num` items."""
+    with contextlib.closing(iter(data_set)) as items:
+        yield from itertools.islice(items, num, None)
+
+
+def save_arrays(path: pathlib.Path, tree) -> None:
+    """One array a leaf, by its place in the tree; whole or not at all."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
     with open(unfinished, "wb") as file:
         np.savez(file, **{jax.tree_util.keystr(at): leaf for at, leaf in leaves})
     unfinished.rename(path)
 
 
-def load_params(path: pathlib.Path, run: settings.RunSettings, mesh):
-    """What `save_params` wrote, each part where it belongs."""
+def load_arrays(path: pathlib.Path, abstract):
+    """What `save_arrays` wrote, each part where it belongs.
+
+    Args:
+        abstract: the tree, of shapes with shardings.
+    """
     with np.load(path) as arrays:
         return jax.tree_util.tree_map_with_path(
             lambda at, leaf: jax.device_put(
                 arrays[jax.tree_util.keystr(at)], leaf.sharding
             ),
-            step.abstract_state(run, mesh).params,
+            abstract,
         )
 
 

@@ -9,10 +9,10 @@ sinks, without new positions in the cache; `irope` is Llama 4's schedule of laye
 beyond the trained length; `nsa` has the three branches of NSA with gates, but means instead of a learned summary, one
 size of blocks, and the same keys and values for all branches; `landmark` has Landmark's grouped softmax, with a block's
 mean key for a landmark, and few blocks in training too; `halving` descends a binary tree as HiP does, see `halving`.
-Ways of learning to select are methods too: `started` reads everything in its first tenth of steps, `biased` adds scores
-to logits, `noisy` too, and draws blocks by their scores in training, `grouped` lets scores alone share attention among
-blocks (and `grouped_taught` teaches them besides), `taught` compares scores with dense attention, `indexer` teaches queries
-and keys that only the index uses.
+Ways of learning to select are methods too: `started` reads everything in its first tenth of steps (where needles are learned,
+all do for longer but `anew`), `biased` adds scores to logits, `noisy` too, and draws blocks by their scores in training,
+`grouped` lets scores alone share attention among blocks (and `grouped_taught` teaches them besides), `taught` compares
+scores with dense attention, `indexer` teaches queries and keys that only the index uses.
 """
 
 
@@ -78,11 +78,14 @@ def grouped(bookmark):
     }
 
 
-def learned(bookmark, dense_pattern, start_steps):
+def started(pattern, steps):
+    """First steps in which layers read by another pattern."""
+    return knobs("train", start_steps=steps, start_pattern=pattern)
+
+
+def learned(bookmark):
     """Bookmark layers that learn to select in other ways."""
-    start = knobs("train", start_steps=start_steps, start_pattern=dense_pattern)
     return {
-        "started": bookmark | start,
         "biased": bookmark | knobs("model", score_weight=1.0),
         "noisy": bookmark | knobs("model", score_weight=1.0, score_noise=1.0),
         "taught": bookmark | TAUGHT,

@@ -24,7 +24,9 @@ LM = quality_parts.Suite(
         "window": _layers("wwww", _WIDE, "rrrr"),
         **quality_methods.selectors(_layers("wwwb", (*_LOCAL, 256)), A=8),
         "bookmark_rope": _layers("wwwb", (*_LOCAL, 256), "rrrr"),
-        **quality_methods.learned(_layers("wwwb", (*_LOCAL, 256)), "wwwd", 100),
+        "started": _layers("wwwb", (*_LOCAL, 256))
+        | quality_methods.started("wwwd", 100),
+        **quality_methods.learned(_layers("wwwb", (*_LOCAL, 256))),
     },
     train=[quality_parts.Part("text", 8192)],
     tests=[

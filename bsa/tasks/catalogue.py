@@ -45,6 +45,7 @@ def train_batches(
     B: int,
     T: int,
     seed: int,
+    first: int = 0,
 ) -> grain.IterDataset:
     """Endless batches of packed examples; close the iterator, as with `pipeline.train_batches`.
 
@@ -55,6 +56,7 @@ def train_batches(
         mix: tasks, each with the tokens of its examples.
         B: rows.
         T: tokens of a row.
+        first: batches that are left out.
     Raises:
         ValueError: T is no multiple of an example's length.
     """
@@ -77,7 +79,7 @@ def train_batches(
         return batch
 
     # Whole batches: handing over single rows takes grain four times as long as drawing them.
-    batches = grain.MapDataset.range(sys.maxsize // B).map(make_batch)
+    batches = grain.MapDataset.range(first, sys.maxsize // B).map(make_batch)
     return batches.to_iter_dataset(_READ_AHEAD)
 
 

@@ -6,9 +6,11 @@ import itertools
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from bsa.parallel import mesh as meshes
 from bsa.tasks import catalogue
 from experiments import (
     quality,
@@ -166,6 +168,39 @@ def test_lessons_fill_the_first_tenth(monkeypatch):
             for batch in itertools.islice(batches, 30)
         ]
     assert asked[:3] == [7] * 3 and max(asked[3:]) == 2
+
+
+def test_methods_that_begin_alike_share_their_start(tmp_path, monkeypatch):
+    """A method that goes on from another's first steps ends where it would have ended alone; others begin anew."""
+    start = {"train.start_steps": 60, "train.start_pattern": "wd"}
+    bookmark = quality_suites.SMOKE.methods["bookmark"] | start
+    lesson = quality_parts.Part("selective_copy", 64, {"num_data": 7})
+    suite = dataclasses.replace(
+        quality_suites.SMOKE,
+        methods={
+            "bookmark": bookmark,
+            "one_point": bookmark | {"index.R": 1},
+            "narrow": bookmark | {"model.window_tokens": (8, 16)},
+        },
+        lessons=[lesson],
+    )
+    monkeypatch.setitem(quality_suites.SUITES, "starts", suite)
+
+    def trained(method, starts):
+        cell = quality_cell.Cell("starts", method, 0, steps=20)
+        run = cell.run("stdlib")
+        params = quality_cell.train(cell, run, meshes.make_mesh(run.mesh), starts)
+        return jax.device_get(params)
+
+    alone = trained("one_point", tmp_path / "alone")
+    shared = tmp_path / "shared"
+    trained("bookmark", shared)
+    (kept,) = shared.glob("*")
+    begun = kept.stat().st_mtime_ns
+    jax.tree.map(np.testing.assert_array_equal, trained("one_point", shared), alone)
+    assert kept.stat().st_mtime_ns == begun
+    trained("narrow", shared)
+    assert len(list(shared.glob("*"))) == 2
 
 
 def test_a_cell_that_fails_leaves_the_others(tmp_path, monkeypatch):
