@@ -131,36 +131,33 @@ def start_name(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh) -
 
 
 def training_batches(cell: Cell, run: settings.RunSettings, first: int = 0):
-    """Text, or the mix of the suite's tasks, lessons before it, without the first batches."""
+    """Text or tasks, without the first batches."""
     if is_text(cell.parts.train[0]):
         corpus = sources.open_corpus(run.data)
         return all_but(first, pipeline.train_batches(corpus, run.data))
-    lessons = run.train.steps // 10 if cell.parts.lessons else 0
-    rest = task_batches(cell.parts.train, run, max(first - lessons, 0))
-    if first >= lessons:
-        return rest
-    begin = task_batches(cell.parts.lessons, run, first)
-    return first_of(begin, lessons - first, rest)
+    return stages(cell, run, first)
 
 
-def task_batches(parts, run: settings.RunSettings, first: int = 0):
-    """A mix of tasks, without the first batches."""
-    mix = [(make_task(part, run), part.num_tokens) for part in parts]
-    data = run.data
-    return catalogue.train_batches(mix, B=data.B, T=data.T, seed=data.seed, first=first)
+def stages(cell: Cell, run: settings.RunSettings, first: int) -> Iterator:
+    """Lessons and then the mix of the suite's tasks, without the first batches."""
+    lessons = [
+        (parts, int(share * run.train.steps)) for share, parts in cell.parts.lessons
+    ]
+    for parts, num in (*lessons, (cell.parts.train, run.train.steps)):
+        if num > first:
+            mix = [(make_task(part, run), part.num_tokens) for part in parts]
+            size = {"B": run.data.B, "T": run.data.T}
+            batches = catalogue.train_batches(
+                mix, **size, seed=run.data.seed, first=first
+            )
+            yield from all_but(0, batches, num - first)
+        first = max(first - num, 0)
 
 
-def first_of(one, num: int, other) -> Iterator:
-    """The first `num` items of one data set, then those of the other."""
-    for data_set, limit in ((one, num), (other, None)):
-        with contextlib.closing(iter(data_set)) as items:
-            yield from itertools.islice(items, limit)
-
-
-def all_but(num: int, data_set) -> Iterator:
-    """A data set without its first `num` items."""
+def all_but(num: int, data_set, limit: int | None = None) -> Iterator:
+    """A data set without its first `num` items, and without what comes after its first `limit`."""
     with contextlib.closing(iter(data_set)) as items:
-        yield from itertools.islice(items, num, None)
+        yield from itertools.islice(items, num, limit)
 
 
 def save_arrays(path: pathlib.Path, tree) -> None:

@@ -31,7 +31,7 @@ class Suite:
         base: knobs of all methods, by dotted name.
         methods: knobs that differ.
         train: mixed evenly by rows; one part "text" trains on text alone.
-        lessons: mixed alike, in the first tenth of the steps, before `train`.
+        lessons: what comes before `train`: shares of the steps, and what is mixed in these.
     """
 
     base: Mapping
@@ -39,4 +39,4 @@ class Suite:
     train: Sequence[Part]
     tests: Sequence[Part]
     seeds: Sequence[int] = (0, 1, 2)
-    lessons: Sequence[Part] = ()
+    lessons: Sequence[tuple[float, Sequence[Part]]] = ()

@@ -41,7 +41,8 @@ def attend(
     check(q_BTHK, selection, options, interpret)
     B, _, Q = selection.count_BGQ.shape
     first_id_Q = jnp.arange(Q, dtype=jnp.int32) * selection.query_block
-    first_id_BQ = jnp.broadcast_to(first_id_Q + options.query_offset, (B, Q))
+    offset_B1 = jnp.reshape(options.query_offset, (-1, 1))
+    first_id_BQ = jnp.broadcast_to(first_id_Q + offset_B1, (B, Q))
     key_offset_1 = jnp.asarray(options.key_offset, jnp.int32).reshape(1)
     rules = dataclasses.replace(options, query_offset=0, key_offset=0)
     return _attend(
@@ -83,10 +84,6 @@ def _check_call(q_BTHK, selection, options):
     if K > widest:
         raise NotImplementedError(
             f"mosaic_gpu has heads of at most {widest}, not K={K}: {INSTEAD}"
-        )
-    if jnp.ndim(options.query_offset):
-        raise NotImplementedError(
-            f"mosaic_gpu has one query_offset for all sequences: {INSTEAD}"
         )
     heads = q_BTHK.shape[2] // selection.count_BGQ.shape[1]
     blocks = mosaic_gpu_operands.list_query_blocks(heads)
@@ -139,7 +136,7 @@ def _backward(static, saved, cotangents):
         ), None
     differentiated, (selection, segment_ids, (first_id_BQ, key_offset_1)), *_ = saved
     rules = dataclasses.replace(
-        rules, query_offset=first_id_BQ[0, 0], key_offset=key_offset_1[0]
+        rules, query_offset=first_id_BQ[:, 0], key_offset=key_offset_1[0]
     )
 
     def attend_by_xla(q_BTHK, k_BSGK, v_BSGK, bias_BGTJ):

@@ -111,10 +111,10 @@ def attend(
     if not (weigh or model.is_biased) and kernel.can_read(
         q_BTHK, memory, kind, model.implementation
     ):
-        out_BTHK = kernel.read(
-            *(q_BTHK, memory.k, memory.v, lists, position_BT[:, 0], model.K**-0.5)
+        out_BTHK = kernel.attend(
+            *(q_BTHK, memory.k, memory.v, lists, position_BT, model.K**-0.5)
         )
-        if kind == "b":
+        if kind == "b" and T == 1:
             handed["reading"] = _reading(lists, choice_BGTA, None)
         return out_BTHK, handed
     new = (k_BSGK, v_BSGK, position_BT, is_real_BT)

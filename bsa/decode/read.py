@@ -30,6 +30,15 @@ def by_lists(q_BTHK, lists, position_BT):
     return q_BGQTHK, place_BT.astype(jnp.int32).reshape(B, Q, block)
 
 
+def from_lists(out_BGQTHK, lists, position_BT):
+    """What such queries found, out_BTHK."""
+    B, _, _, _, _, K = out_BGQTHK.shape
+    out_BTGHK = out_BGQTHK.transpose(0, 2, 3, 1, 4, 5)
+    out_BTHK = out_BTGHK.reshape(B, -1, out_BTGHK.shape[3] * out_BTGHK.shape[4], K)
+    offset_B, T = position_BT[:, 0] % lists.query_block, position_BT.shape[1]
+    return slices(out_BTHK, offset_B, T, axis=1)
+
+
 def read_lists(
     q_BTHK, k_BGQJCK, v_BGQJCK, lists, position_BT, bias_BGQTJ, *, is_near, weigh
 ):
@@ -42,7 +51,7 @@ def read_lists(
     Returns:
         out_BTHK, and mass_BGJ or None, see `attend.Reading`.
     """
-    (B, T, H, K), scale = q_BTHK.shape, q_BTHK.shape[-1] ** -0.5
+    scale = q_BTHK.shape[-1] ** -0.5
     q_BGQTHK, place_BQT = by_lists(q_BTHK, lists, position_BT)
     num_keys = jnp.iinfo(jnp.int32).max
     rules = xla_group.Rules(scale, True, None, is_near, num_keys, q_BTHK.dtype)
@@ -58,8 +67,7 @@ def read_lists(
         ),
         xla_group.Context(None, jnp.int32(0), (), ()),
     )
-    out_BTHK = out_BGQTHK.transpose(0, 2, 3, 1, 4, 5).reshape(B, -1, H, K)
-    out_BTHK = slices(out_BTHK, position_BT[:, 0] % lists.query_block, T, axis=1)
+    out_BTHK = from_lists(out_BGQTHK, lists, position_BT)
     if not weigh:
         return out_BTHK, None
     s_BGHJC = scale * jnp.einsum(

@@ -133,11 +133,12 @@ def test_suites_are_sound(name, monkeypatch, cache):
     """Every method has valid settings, every task fits vocabulary, rows and blocks, and has room."""
     monkeypatch.setenv("BSA_CACHE", str(cache))
     suite = quality_suites.SUITES[name]
+    lessons = [part for _, parts in suite.lessons for part in parts]
     rng = np.random.default_rng(0)
     for method in suite.methods:
         run = quality_cell.Cell(name, method, 0).run(None)
         index = run.model.index
-        for part in itertools.chain(suite.lessons, suite.train, suite.tests):
+        for part in itertools.chain(lessons, suite.train, suite.tests):
             assert part.num_tokens % index.C == part.num_tokens % index.query_block == 0
             quality_cell.Cell(name, method, 0).run(None, knobs=part.knobs)
             if quality_cell.is_text(part):
@@ -145,29 +146,36 @@ def test_suites_are_sound(name, monkeypatch, cache):
             assert part.task in catalogue.TASKS
             task = quality_cell.make_task(part, run)
             assert 0 < task.chance(part.num_tokens) < 1
-        for part in itertools.chain(suite.lessons, suite.train):
+        for part in itertools.chain(lessons, suite.train):
             assert run.data.T % part.num_tokens == 0
         assert all(part.samples > 0 for part in suite.tests)
-    for part in itertools.chain(suite.lessons, suite.train):
+    for part in itertools.chain(lessons, suite.train):
         if not quality_cell.is_text(part):
             task = quality_cell.make_task(part, run)
             assert task.draw(part.num_tokens, rng).answer_id_T.max() > 0
 
 
-def test_lessons_fill_the_first_tenth(monkeypatch):
-    """Each row of theirs asks for as many answers as they have, each row after them for one a text."""
-    lesson = quality_parts.Part("selective_copy", 64, {"num_data": 7})
-    suite = dataclasses.replace(quality_suites.SMOKE, lessons=[lesson])
+def test_lessons_fill_their_shares_of_the_steps(monkeypatch):
+    """Each row of theirs asks for as many answers as they have, each row after them for one a text; from any step on."""
+    lessons = [
+        (share, [quality_parts.Part("selective_copy", 64, {"num_data": num})])
+        for share, num in ((0.1, 7), (0.2, 5))
+    ]
+    suite = dataclasses.replace(quality_suites.SMOKE, lessons=lessons)
     monkeypatch.setitem(quality_suites.SUITES, "lessons", suite)
     cell = quality_cell.Cell("lessons", "dense", 0, steps=30)
-    with contextlib.closing(
-        iter(quality_cell.training_batches(cell, cell.run("stdlib")))
-    ) as batches:
-        asked = [
-            (batch["weight_BT"] > 0).sum(1).max()
-            for batch in itertools.islice(batches, 30)
-        ]
-    assert asked[:3] == [7] * 3 and max(asked[3:]) == 2
+    run = cell.run("stdlib")
+
+    def batches(first):
+        drawn = quality_cell.training_batches(cell, run, first)
+        with contextlib.closing(iter(drawn)) as batches:
+            return list(itertools.islice(batches, 30 - first))
+
+    asked = [(batch["weight_BT"] > 0).sum(1).max() for batch in batches(0)]
+    assert asked[:9] == [7] * 3 + [5] * 6 and max(asked[9:]) == 2
+    for first in (2, 3, 7, 20):
+        for one, same in zip(batches(first), batches(0)[first:], strict=True):
+            jax.tree.map(np.testing.assert_array_equal, one, same)
 
 
 def test_methods_that_begin_alike_share_their_start(tmp_path, monkeypatch):
@@ -182,7 +190,7 @@ def test_methods_that_begin_alike_share_their_start(tmp_path, monkeypatch):
             "one_point": bookmark | {"index.R": 1},
             "narrow": bookmark | {"model.window_tokens": (8, 16)},
         },
-        lessons=[lesson],
+        lessons=[(0.1, [lesson])],
     )
     monkeypatch.setitem(quality_suites.SUITES, "starts", suite)
 

@@ -83,15 +83,7 @@ def test_agrees_with_the_oracle(case, implementation):
     _assert_agree(case, _run(case, implementation), _run(case, "reference"))
 
 
-def _unless_refused(case):
-    """The case for `mosaic_gpu`, skipped if it is refused there."""
-    if not case.offset_step:
-        return case
-    skip = pytest.mark.skip(reason="mosaic_gpu has one query_offset for all sequences")
-    return pytest.param(case, marks=skip, id=f"{case}-refused:one-query-offset-for-all")
-
-
-@pytest.mark.parametrize("case", [_unless_refused(x) for x in cases.CASES], ids=str)
+@pytest.mark.parametrize("case", cases.CASES, ids=str)
 def test_mosaic_gpu_agrees_with_the_oracle(case):
     """On a card with gradients; interpreted, which is slow, with those of a few cases."""
     on_card = mosaic_gpu.is_hopper(jax.devices()[0])
