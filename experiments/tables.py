@@ -3,6 +3,7 @@
 Command: python -m experiments.tables [--check]
 """
 
+import functools
 import pathlib
 import sys
 
@@ -90,31 +91,17 @@ def train_1m() -> str:
     return "\n".join([*lines, "", origin])
 
 
-def recall() -> str:
-    """Associative recall, as `experiments.quality` collects it."""
-    return _suite("mqar")
-
-
-def hops() -> str:
-    """Two hops: the same, but the answer is another question's."""
-    return _suite("hops")
-
-
-def text() -> str:
-    """Bits per byte of whole texts."""
-    return _suite("lm", "bits_per_byte")
-
-
-def _suite(name, task=None):
-    """The table of a suite of `experiments.quality`, or of one of its tasks."""
-    rows = record.read("quality")["records"]
+def suite(name: str, *tasks: str) -> str:
+    """The table of a suite of `experiments.quality`, or of some of its tasks (first words of their names)."""
     rows = [
         row
-        for row in rows
-        if row["suite"] == name and row["task"] == (task or row["task"])
+        for row in record.read("quality")["records"]
+        if row["suite"] == name and (not tasks or row["task"].split()[0] in tasks)
     ]
     methods = ",".join(dict.fromkeys(row["method"] for row in rows))
-    command = f"`python -m experiments.quality --suite={name} --methods={methods}`"
+    named, _, steps = name.rpartition("_")
+    which = f"{named} --steps={steps}" if steps.isdigit() else name
+    command = f"`python -m experiments.quality --suite={which} --methods={methods}`"
     return f"{quality_report.table(rows).rstrip()}, {command}"
 
 
@@ -218,9 +205,13 @@ PRETRAINED_BUDGET = 832
 TABLES = {
     "glance": glance.table,
     "small": small,
-    "recall": recall,
-    "hops": hops,
-    "text": text,
+    "recall": functools.partial(suite, "mqar"),
+    "hops": functools.partial(suite, "hops"),
+    "text": functools.partial(suite, "lm", "bits_per_byte"),
+    "needles": functools.partial(suite, "needles"),
+    "rot": functools.partial(suite, "rot"),
+    "ablations": functools.partial(suite, "ablations"),
+    "layers": functools.partial(suite, "layers_500", "bits_per_byte"),
     "train_1m": train_1m,
     "context_parallel": context_parallel,
     "pretrained": pretrained,
