@@ -7,6 +7,7 @@ A method is a change of knobs (`experiments/quality_methods.py`). All methods of
 from experiments import (
     quality_ablations,
     quality_methods,
+    quality_needles,
     quality_parts,
     quality_texts,
 )
@@ -15,12 +16,6 @@ _knobs, _layers = quality_methods.knobs, quality_methods.layers
 _selectors, _patterns = quality_methods.selectors, quality_methods.patterns
 _learned, _grouped = quality_methods.learned, quality_methods.grouped
 MEAN_KEY, MINMAX = quality_methods.MEAN_KEY, quality_methods.MINMAX
-
-
-def _parts(tasks, lengths, samples=0, **options):
-    return [
-        quality_parts.Part(task, n, options, samples) for n in lengths for task in tasks
-    ]
 
 
 # Associative recall: in the second layer each token reads 48 (window 16 and 4 blocks of 8), the budget of Zoology's NSA
@@ -52,117 +47,6 @@ MQAR = quality_parts.Suite(
             *((256, 64), (512, 128), (1024, 256)),
         )
     ],
-)
-
-
-# Texts of RULER's kind: 3.3M parameters, trained on up to 4K tokens, 328M in a cell. Who begins with them keeps guessing
-# digits: so recall comes first, then texts that ask for all of their needles, and both stay in the mix. Two pairs of layers as in recall:
-# with one, or with two layers of windows before one, keys of two tokens are learned slowly or not at all. All that select
-# begin as dense attention, for 4K tokens are cheap to read whole: selectors get the same heads, learned as fast as dense.
-_READING_BASE = {
-    **_knobs("model", D=256, H=4, G=4, K=64, F=704, V=512, L=4, remat="none"),
-    **_knobs("index", A=4, J=96, R=4, store="bfloat16"),
-    **_knobs("data", B=16, T=4096, passkey_share=0.0),
-    **_knobs("train", steps=5000, learning_rate=2e-3, warmup_steps=50),
-    **quality_methods.started("sdsd", 3500),
-}
-_ANEW = quality_methods.started("", 0)
-
-
-def _reading(kind, tokens=64, positions="rnrn"):
-    """A layer that reads 2 or 4 tokens before each of a kind."""
-    return _layers(f"s{kind}s{kind}", (2, tokens, 4, tokens), positions)
-
-
-_EXACT = _reading("b") | _knobs("index", store="float32")
-"""For those whose scores have gradients."""
-
-# How many blocks stay open depends on how alike neighbours choose; 256 tokens of window are a guess at a bookmark layer's
-# budget, to be set by the attended tokens that the first cell reports.
-_READING_METHODS = {
-    "dense": _reading("d") | _ANEW,
-    "window": _reading("w", 256, "rrrr") | _knobs("index", sink_tokens=0) | _ANEW,
-    "streaming": _reading("w", 256, "rrrr") | _ANEW,
-    "irope": _layers("scsd", (2, 64, 4, 64), "rrrn")
-    | _knobs("model", chunk_tokens=512)
-    | _ANEW,
-    **_selectors(_reading("b"), A=4),
-    "points_8": _reading("b") | _knobs("index", R=8),
-    "moba": _reading("b", 16, "rrrr")
-    | MEAN_KEY
-    | _knobs("index", A=15, J=256, open_tokens=1, sink_tokens=0),
-    **{
-        name: _reading("b") | knobs
-        for name, knobs in _patterns(A=10, stride=10).items()
-    },
-    "anew": _reading("b") | _ANEW,
-    **_learned(_EXACT),
-    **_grouped(_EXACT),
-}
-
-
-def _all_asked(lengths_and_keys, **options):
-    return [
-        quality_parts.Part(
-            "niah_multikey_1", n, {"num_keys": m, "num_questions": m, **options}
-        )
-        for n, m in lengths_and_keys
-    ]
-
-
-_LESSONS = [
-    quality_parts.Part("mqar", n, {"num_pairs": m, "V": 512})
-    for n, m in ((64, 4), (128, 8), (128, 16), (128, 32))
-]
-_EXERCISES = [
-    *_LESSONS[1::2],
-    *_all_asked(((64, 2), (128, 4), (512, 16))),
-    *_all_asked(((64, 2), (256, 8)), value="name"),
-]
-# Keys of two tokens are told apart sooner where most rows ask for all of their needles.
-_SCHOOL = ((0.05, _LESSONS), (0.15, _EXERCISES))
-_NEEDLES = (
-    *("niah_single_1", "niah_single_2", "niah_single_3"),
-    *("niah_multikey_1", "niah_multikey_2", "niah_multikey_3"),
-    *("niah_multivalue", "niah_multiquery", "variable_tracking"),
-)
-_COUNTS = ("common_words", "frequent_words")
-NEEDLES = quality_parts.Suite(
-    base=_READING_BASE,
-    methods=_READING_METHODS,
-    lessons=_SCHOOL,
-    train=[
-        *_EXERCISES,
-        *_parts(_NEEDLES, (256, 1024, 4096)),
-        *_parts(_COUNTS, (2048, 4096)),
-    ],
-    tests=_parts((*_NEEDLES, *_COUNTS), (4096,), samples=32)
-    + _parts(_NEEDLES, (16384,), samples=32)
-    + _parts(_NEEDLES, (65536,), samples=40)
-    + _parts(["niah_single_1"], (2**18, 2**20), samples=8),
-)
-
-
-# Context rot: one needle in words, and one among four, from the trained length to 256 times that.
-_ROT_METHODS = {
-    **{
-        name: _READING_METHODS[name]
-        for name in (
-            *("dense", "window", "irope"),
-            *("bookmark", "anew", "mean_key", "biased"),
-        )
-    },
-    "rope": _reading("d", positions="rrrr") | _ANEW,
-}
-_ROT_TASKS = ("niah_single_2", "niah_multikey_1")
-ROT = quality_parts.Suite(
-    base=_READING_BASE | _knobs("train", steps=4000, start_steps=2500),
-    methods=_ROT_METHODS,
-    lessons=_SCHOOL,
-    train=_EXERCISES + _parts(_ROT_TASKS, (256, 1024, 4096)),
-    tests=_parts(_ROT_TASKS, (2**12, 2**14, 2**16), samples=64)
-    + _parts(_ROT_TASKS, (2**18,), samples=16)
-    + _parts(_ROT_TASKS, (2**20,), samples=8),
 )
 
 
@@ -268,13 +152,14 @@ SMOKE = quality_parts.Suite(
 SUITES = {
     "smoke": SMOKE,
     "mqar": MQAR,
-    "needles": NEEDLES,
+    "needles": quality_needles.NEEDLES,
+    "needles_small": quality_needles.NEEDLES_SMALL,
     "mqar_small": MQAR_SMALL,
     "hops": HOPS,
     "hops_small": HOPS_SMALL,
     "lm": quality_texts.LM,
     "setmm": quality_texts.SETMM,
-    "rot": ROT,
+    "rot": quality_needles.ROT,
     "ablations": quality_ablations.KNOBS,
     "scaling": quality_ablations.SCALING,
     "layers": quality_ablations.LAYERS,
