@@ -123,7 +123,7 @@ ROT = quality_parts.Suite(
 NEEDLES_SMALL = quality_parts.Suite(
     base=_READING_BASE
     | {
-        **_knobs("model", D=128, K=32, F=256, chunk_tokens=128, dtype="float32"),
+        **_knobs("model", D=128, K=32, F=256, dtype="float32"),
         **_knobs("index", C=8, query_block=16, J=32, store="float32"),
         **_knobs("index", open_tokens=8, sink_tokens=8),
         **_knobs("data", T=512),
@@ -137,7 +137,7 @@ NEEDLES_SMALL = quality_parts.Suite(
             for name in ("bookmark", "mean_key", "minmax")
         },
     },
-    lessons=((0.45, _EXERCISES),),
+    lessons=((0.1, _LESSONS), (0.35, _EXERCISES)),
     train=_EXERCISES + _parts(_NEEDLES, (256, 512)),
     tests=_parts(_NEEDLES, (512, 2048, 8192), samples=32),
     seeds=(0,),
