@@ -13,7 +13,7 @@ NAMES = ("out", "lse", "dq", "dk", "dv", "dbias")
 INTERPRETED = {
     *("width_256_bfloat16", "gqa_3", "key_block_128", "blocks_128_128", "softcap"),
     *("long_lists", "bias_that_hides", "everything_bfloat16", "everything_block_32"),
-    *("query_block_4", "everything_block_8"),
+    *("query_block_4", "everything_block_8", "lengths"),
 }
 """Cases whose backward pass by `mosaic_gpu` is interpreted."""
 INTERPRETED_BY_TRITON = {
