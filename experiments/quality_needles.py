@@ -119,7 +119,7 @@ ROT = quality_parts.Suite(
 )
 
 
-# Needles on two CPU cores, an hour in all: an eighth of the lengths and 10M tokens a cell.
+# Needles on two CPU cores, half an hour a cell, less where the start is shared: an eighth of the lengths, 10M tokens.
 NEEDLES_SMALL = quality_parts.Suite(
     base=_READING_BASE
     | {

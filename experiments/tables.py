@@ -209,6 +209,7 @@ TABLES = {
     "hops": functools.partial(suite, "hops"),
     "text": functools.partial(suite, "lm", "bits_per_byte"),
     "needles": functools.partial(suite, "needles"),
+    "needles_small": functools.partial(suite, "needles_small"),
     "rot": functools.partial(suite, "rot"),
     "ablations": functools.partial(suite, "ablations"),
     "layers": functools.partial(suite, "layers_500", "bits_per_byte"),
