@@ -13,6 +13,7 @@ import types
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -117,10 +118,10 @@ def start_name(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh) -
 
     So two methods share a start if what makes them differ is compiled out of it, without a list of knobs to keep true.
     """
-    ids = jax.ShapeDtypeStruct((run.data.B, run.data.T), jax.numpy.int32)
+    ids = jax.ShapeDtypeStruct((run.data.B, run.data.T), jnp.int32)
     names = ("token_BT", "target_BT", "segment_id_BT", "position_BT")
     batch = dict.fromkeys(names, ids)
-    batch["weight_BT"] = jax.ShapeDtypeStruct(ids.shape, jax.numpy.float32)
+    batch["weight_BT"] = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
     first = step.make_train_step(run, mesh, model=run.start_model)
     program = first.lower(step.abstract_state(run, mesh), batch).as_text()
     known = (run.data, cell.parts.lessons, cell.parts.train, run.train.start_steps)

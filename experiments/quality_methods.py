@@ -10,7 +10,7 @@ beyond the trained length; `nsa` has the three branches of NSA with gates, but m
 size of blocks, and the same keys and values for all branches; `landmark` has Landmark's grouped softmax, with a block's
 mean key for a landmark, and few blocks in training too; `halving` descends a binary tree as HiP does, see `halving`.
 Ways of learning to select are methods too: `started` reads everything in its first tenth of steps (where needles are learned,
-all do for longer but `anew`), `biased` adds scores to logits, `noisy` too, and draws blocks by their scores in training,
+all that select do for longer, but for `anew`), `biased` adds scores to logits, `noisy` too, and draws blocks by their scores in training,
 `grouped` lets scores alone share attention among blocks (and `grouped_taught` teaches them besides), `taught` compares
 scores with dense attention, `indexer` teaches queries and keys that only the index uses.
 """

@@ -5,17 +5,17 @@ from experiments import quality_methods, quality_parts
 _knobs, _layers = quality_methods.knobs, quality_methods.layers
 
 
-def _parts(tasks, lengths, samples=0, **options):
+def _parts(tasks, lengths, samples=0):
     return [
-        quality_parts.Part(task, n, options, samples) for n in lengths for task in tasks
+        quality_parts.Part(task, n, samples=samples) for n in lengths for task in tasks
     ]
 
 
 # Texts of RULER's kind: 3.3M parameters, trained on up to 4K tokens, 328M in a cell. Who begins with them keeps guessing
 # digits: so recall comes first, then texts that ask for all of their needles, and both stay in the mix. Two pairs of layers as in
 # recall, of which the last alone sees everything: with one pair, with two layers of windows before one, or where the first pair
-# sees everything too, and without positions, keys of two tokens are learned slowly or not at all. All that select begin as
-# dense attention, for 4K tokens are cheap to read whole: selectors get the same heads, learned as fast as dense.
+# sees everything too, and without positions, keys of two tokens are learned slowly or not at all (LOG.md). All that select begin
+# as dense attention, for 4K tokens are cheap to read whole: selectors get the same heads, learned as fast as dense.
 _READING_BASE = {
     **_knobs("model", D=256, H=4, G=4, K=64, F=704, V=512, L=4, remat="none"),
     **_knobs("model", chunk_tokens=512),

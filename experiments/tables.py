@@ -99,9 +99,7 @@ def suite(name: str, *tasks: str) -> str:
         if row["suite"] == name and (not tasks or row["task"].split()[0] in tasks)
     ]
     methods = ",".join(dict.fromkeys(row["method"] for row in rows))
-    named, _, steps = name.rpartition("_")
-    which = f"{named} --steps={steps}" if steps.isdigit() else name
-    command = f"`python -m experiments.quality --suite={which} --methods={methods}`"
+    command = f"`python -m experiments.quality --suite={name} --methods={methods}`"
     return f"{quality_report.table(rows).rstrip()}, {command}"
 
 
@@ -210,9 +208,7 @@ TABLES = {
     "text": functools.partial(suite, "lm", "bits_per_byte"),
     "needles": functools.partial(suite, "needles"),
     "needles_small": functools.partial(suite, "needles_small"),
-    "rot": functools.partial(suite, "rot"),
     "ablations": functools.partial(suite, "ablations"),
-    "layers": functools.partial(suite, "layers_500", "bits_per_byte"),
     "train_1m": train_1m,
     "context_parallel": context_parallel,
     "pretrained": pretrained,

@@ -104,8 +104,7 @@ def from_text(text_S, answer_id_S) -> Example:
     Args:
         answer_id_S: which answer each token of the text belongs to, 0 for none.
     """
-    target_T = np.where(answer_id_S[1:] > 0, text_S[1:], 0)
-    return from_targets(text_S[:-1], target_T, answer_id_S[1:])
+    return Example(*(x[0] for x in from_texts(text_S[None], answer_id_S)))
 
 
 def from_texts(text_BS, answer_id_S) -> Examples:

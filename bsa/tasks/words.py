@@ -88,14 +88,14 @@ def question(
     Returns:
         int64[..., tokens], and the answer that each token belongs to (0 for none), int64[tokens].
     """
-    axes = answer_NL.shape[:-2]
-    mark, is_ = (np.full((*axes, 1), token) for token in (mark, IS))
-    head, tail = np.concatenate([mark, listed(asked_AL), is_], -1), listed(answer_NL)
-    num, length = answer_NL.shape[-2:]
-    id_N = 1 + np.arange(num)
-    ids = np.concatenate([np.repeat(id_N[:, None], length, 1), 0 * id_N[:, None]], 1)
-    ids = np.concatenate([np.zeros(head.shape[-1], int), ids.ravel()[:-1]])
-    return np.concatenate([head, tail], -1), ids
+    *axes, num, length = answer_NL.shape
+    first, last = (np.full((*axes, 1), token) for token in (mark, IS))
+    head = np.concatenate([first, listed(asked_AL), last], axis=-1)
+    # The answers' tokens, and an `AND` after each but the last.
+    id_NL = np.zeros((num, length + 1), int)
+    id_NL[:, :-1] = 1 + np.arange(num)[:, None]
+    answer_id = np.concatenate([np.zeros(head.shape[-1], int), id_NL.ravel()[:-1]])
+    return np.concatenate([head, listed(answer_NL)], axis=-1), answer_id
 
 
 def joined(token_BQS: np.ndarray, answer_id_S: np.ndarray):

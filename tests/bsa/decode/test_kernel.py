@@ -76,10 +76,14 @@ def test_kernel_reads_what_xla_reads(monkeypatch, T):
             return attend.attend(heads, None, place_BT, model, 0, context=context)
 
         out_BTHK, handed = read(q, k, v, memory)
-        found.append((out_BTHK, handed[attention.FOLLOWED].lists))
+        reading = handed["reading"]
+        read_BGJ = reading.block_id_BGJ if T == 1 else None
+        assert (reading is None) == (T > 1)
+        found.append((out_BTHK, (handed[attention.FOLLOWED].lists, read_BGJ)))
         assert len(called) == 1, "once by the kernel, never by XLA"
     (ours, read), (theirs, expected) = found
     jax.tree.map(np.testing.assert_array_equal, read, expected)
+    read, _ = read
     num_blocks = 1 + place_BT[0, -1] // MODEL.index.C
     assert (read.count_BGQ[0, :, -1] < num_blocks).all(), "all was read"
     unit = float(jnp.finfo(jnp.bfloat16).eps)
