@@ -23,10 +23,11 @@ DEFAULTS = (
     dataclasses.asdict(settings.SamplingSettings())
     | dataclasses.asdict(settings.CacheSettings(1))
     | {"capacity_tokens": 0, "piece_tokens": 0, "granularity": "token"}
+    | {"answer_route": ""}
 )
-"""Fields of `settings.CacheSettings` and `settings.SamplingSettings`, and `index.granularity` of reading. A capacity of 0 is
-what text, question and answer need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits the device. An answer ends
-with the first of the strings `stop` that it contains."""
+"""Fields of `settings.CacheSettings` and `settings.SamplingSettings`, `index.granularity` of reading, and the route of question
+and answer. A capacity of 0 is what text, question and answer need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits
+the device. An answer ends with the first of the strings `stop` that it contains."""
 
 ACCELERATOR_PIECE_TOKENS = 16384
 """The search of a key/value head then has 128 thread blocks, about as many as a Hopper card has multiprocessors."""
@@ -47,6 +48,8 @@ class Request:
         page: HTML file of what the answer rests on; "": none.
         granularity: of the choices by which text and question are read, see `configs/base.py`; a file of what was read is
             asked about by the same.
+        answer_route: "flat": question and answer look through all bookmarks, however the text was read: few tokens, so it
+            costs little, and finds what two levels of chapters miss in millions of tokens. "": by the model's route.
     """
 
     book_T: np.ndarray
@@ -58,6 +61,7 @@ class Request:
     load_cache: str
     page: str
     granularity: str
+    answer_route: str
     room: settings.CacheSettings
     sampling: settings.SamplingSettings
 
@@ -90,7 +94,7 @@ def prepare(
     if not all(stop):
         raise ValueError("decode: an empty stop sequence would end every answer")
     options["stop"] = tuple((token,) for token in words.end)
-    granularity = options.pop("granularity")
+    ways = {name: options.pop(name) for name in ("granularity", "answer_route")}
     sampling = settings.SamplingSettings(**options)
     needed = len(book_T) + len(question_T) + sampling.max_tokens
     room["capacity_tokens"] = room["capacity_tokens"] or needed + SPARE_TOKENS
@@ -103,7 +107,7 @@ def prepare(
         question_T=question_T,
         words=words,
         stop=stop,
-        granularity=granularity,
+        **ways,
         room=settings.CacheSettings(**room),
         sampling=sampling,
         **paths,
@@ -131,6 +135,7 @@ def run(params, model: model_settings.ModelSettings, request: Request) -> None:
     """
     sampling = request.sampling
     model = model.read_by(request.granularity)
+    answering = model.answer_by(request.answer_route)
     prompt_T = np.concatenate([request.book_T, request.question_T])
     # On no mesh: the fresh cache is on none, and a step that changed that would compile twice.
     params = jax.tree.map(jnp.asarray, jax.device_get(params))
@@ -160,8 +165,8 @@ def run(params, model: model_settings.ModelSettings, request: Request) -> None:
         )
         return
     if length < len(prompt_T) - 1:
-        _, cache = step.prefill(params, token_BT[:, length:-1], cache, model)
-    _answer(params, prompt_T, cache, model, request, rate)
+        _, cache = step.prefill(params, token_BT[:, length:-1], cache, answering)
+    _answer(params, prompt_T, cache, answering, request, rate)
 
 
 def _read_text(path: str) -> str:

@@ -135,6 +135,9 @@ def search_blocks(
     if index.route in settings.PATTERNS:
         return pattern.choose(open_blocks, G, index), jnp.zeros((B, G, T), jnp.int32)
     q_BTHK, keys, bookmarks = lax.stop_gradient((q_BTHK, keys, bookmarks))
+    if index.route == "flat":
+        # A text that was read through chapters may be asked about without them.
+        bookmarks = dataclasses.replace(bookmarks, chapters=())
     if noise is None and kernel.can_search(q_BTHK, bookmarks, index, implementation):
         q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32) * scale
         q_BTGK = digest.widen(index.digest, q_BTGHK).mean(3)

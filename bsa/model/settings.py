@@ -178,3 +178,18 @@ class ModelSettings:
         """The same model, for reading prompts by another `index.granularity`."""
         index = dataclasses.replace(self.index, granularity=granularity)
         return dataclasses.replace(self, index=index)
+
+    def answer_by(self, route: str) -> "ModelSettings":
+        """The same model, for asking about what was read: "flat" looks through all bookmarks, "" follows `index.route`.
+
+        Raises:
+            ValueError: another route, which would want chapters or links that the text was not read with.
+        """
+        if route not in ("", "flat"):
+            raise ValueError(
+                f"decode.answer_route={route!r}; flat or empty, which is index.route"
+            )
+        if not route:
+            return self
+        index = dataclasses.replace(self.index, route=route, granularity="token")
+        return dataclasses.replace(self, index=index)

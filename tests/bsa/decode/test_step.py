@@ -113,3 +113,34 @@ def test_no_chapters_are_copied_for_a_token():
         needed.append(compiled.memory_analysis().temp_size_in_bytes)
     finest = cache.layers[0].index.bookmarks.chapters[0].point_BGERK
     assert needed[1] - needed[0] < finest.size * finest.dtype.itemsize / 4
+
+
+def test_an_answer_may_look_through_all_bookmarks_of_what_was_read_through_chapters():
+    """It finds what it would have found in a text that was read so, once what the text's last tokens chose is closed.
+
+    Below the only bookmark layer nothing differs.
+    """
+    reading = cases.bookmarks_only(
+        "n", route="chapters", beam=1, chapter_bookmarks=2, chapter_levels=3
+    )
+    params, token_BT = cases.parameters(reading), cases.tokens(0)
+
+    def read(model):
+        _, cache = step.prefill(
+            params, token_BT[:, :1000], caches.empty(model, ROOM, 2), model
+        )
+        return cache
+
+    def ask(cache, model):
+        answer = []
+        for token_B in token_BT[:, 1000:1050].T:
+            logits_BV, _, cache = step.decode_step(params, token_B, cache, model)
+            answer.append(logits_BV)
+        return np.stack(answer)[cases.INDEX.query_block + cases.INDEX.open_tokens :]
+
+    flat = reading.answer_by("flat")
+    expected = ask(read(flat), flat)
+    np.testing.assert_array_equal(ask(read(reading), flat), expected)
+    assert np.abs(ask(read(reading), reading) - expected).max() > 1e-3
+    with pytest.raises(ValueError, match="answer_route='graph'; flat or empty"):
+        reading.answer_by("graph")
