@@ -2,7 +2,7 @@
 
 Command: python -m experiments.passkey_long --workdir=runs/small_bookmark [--tokens=1048576,10485760] [--depths=5]
     [--samples=50] [--batch=2] [--kinds=bookmark,window] [--stores=model,int8] [--route=chapters] [--choices=8] [--beam=16]
-    [--granularity=block]
+    [--granularity=block] [--answers=chapters,flat]
 Hardware: one H100; the records say which
 Output: experiments/results/passkey_long.json; cells measured before on the same device stay
 
@@ -11,7 +11,8 @@ counts if all five digits, decoded greedily after the question, are right. Text 
 source; where that is shorter than the document, pieces of it come again. `ms_per_token` is the median over batches,
 the lower one of two; in a store's first cell one batch waits for the compiler. A cell is written as soon as it is done.
 `read_tokens_per_s`, over all rows of a batch, is the best of its batches. With `--granularity=block` the 16 tokens of a
-query block choose together while the text is read; a token that answers always chooses for itself.
+query block choose together while the text is read; a token that answers always chooses for itself. A text is read once and
+asked by each route of `--answers`: "flat" looks through all bookmarks for question and answer alone.
 
 Where a sample fails: `digits` is the share of single digits that are right, `key_read` the share of samples in which some
 head of a bookmark layer reads a block of the key when the first digit is drawn, and `blocks_read` how many blocks such a
@@ -98,22 +99,31 @@ def documents(run, tokens, depth, samples):
         )
 
 
-def measure(params, model, empty, prompts, answers, places):
-    """Which digits of a batch are right, how its first tokens read, see `how_read`, ms a token of the answers, and tokens read a second."""
+def measure(params, model, empty, batch, routes):
+    """Reads a batch once and asks by each route: what of the answers is right, see `how_read`, and ms a token; tokens read a second."""
+    prompts, answers, places = (np.stack(rows) for rows in zip(*batch))
     # Not made anew: a step that was compiled for blocks on the host belongs to them.
     cache = jax.tree.map(jnp.copy, empty)
+    text_BT = prompts[:, : -passkey.QUESTION.index("{")]
     begin = time.perf_counter()
-    _, cache = step.prefill(params, prompts[:, :-1], cache, model)
+    _, cache = step.prefill(params, text_BT, cache, model)
     jax.block_until_ready(cache)
-    rate = prompts[:, :-1].size / (time.perf_counter() - begin)
+    rate = text_BT.size / (time.perf_counter() - begin)
     num = answers.shape[1]
     sampling = decode_settings.SamplingSettings(max_tokens=num, tokens_a_call=num)
-    begin = time.perf_counter()
-    stream = generate.stream(params, prompts[:, -1], cache, model, sampling)
-    drawn = list(stream)
-    ms = 1000 * (time.perf_counter() - begin) / num
-    right_BT = np.stack([token.token_B for token in drawn], axis=1) == answers
-    return right_BT, how_read(drawn[0].readings, places // model.index.C), ms, rate
+    asked = {}
+    for route in routes:
+        own, asks = jax.tree.map(jnp.copy, cache), model.answer_by(route)
+        rest_BT = prompts[:, text_BT.shape[1] : -1]
+        _, own = jax.block_until_ready(step.prefill(params, rest_BT, own, asks))
+        begin = time.perf_counter()
+        stream = generate.stream(params, prompts[:, -1], own, asks, sampling)
+        drawn = list(stream)
+        ms = 1000 * (time.perf_counter() - begin) / num
+        right_BT = np.stack([token.token_B for token in drawn], axis=1) == answers
+        read = how_read(drawn[0].readings, places // model.index.C)
+        asked[route] = right_BT, read, ms
+    return asked, rate
 
 
 def how_read(readings, block_id_BX):
@@ -126,29 +136,41 @@ def how_read(readings, block_id_BX):
     return float((read >= 0).sum(-1).mean()), finds
 
 
-def cell(run, params, model, empty, tokens, depth, arguments):
-    """Share of samples that were right, and of those that could be, with time and bytes of the batches."""
-    samples = list(documents(run, tokens, depth, arguments.samples))
-    right, reads, ms, rates = [], [], [], []
+def cell(run, params, model, empty, place, arguments):
+    """For each route of the answers, the share of samples that were right, and of those that could be; time and bytes.
+
+    Args:
+        place: tokens, and the depth.
+    """
+    samples = list(documents(run, *place, arguments.samples))
+    routes = [""]
+    if arguments.answers and "b" in model.pattern:
+        routes = [
+            "" if x == arguments.route else x for x in arguments.answers.split(",")
+        ]
+    found, rates = {route: [] for route in routes}, []
     for begin in range(0, len(samples), arguments.batch):
         batch = samples[begin : begin + arguments.batch]
-        rows = (np.stack(rows) for rows in zip(*batch))
-        right_BT, read, ms_per_token, rate = measure(params, model, empty, *rows)
-        right.append(right_BT)
-        reads.append(read)
-        ms.append(ms_per_token)
+        asked, rate = measure(params, model, empty, batch, routes)
+        for route in routes:
+            found[route].append(asked[route])
         rates.append(rate)
-    has_choices = None not in reads
-    return {
-        "accuracy": float(np.concatenate(right).all(1).mean()),
-        "digits": float(np.concatenate(right).mean()),
-        "key_read": float(np.mean([x[1] for x in reads])) if has_choices else None,
-        "blocks_read": float(np.mean([x[0] for x in reads])) if has_choices else None,
-        "samples": len(samples),
-        "ms_per_token": statistics.median_low(ms),
-        "read_tokens_per_s": max(rates),
-        "cache_bytes": caches.num_bytes(empty),
-    }
+    for route in routes:
+        right, reads, ms = zip(*found[route])
+        has_choices = None not in reads
+        yield {
+            "answer_route": route or arguments.route,
+            "accuracy": float(np.concatenate(right).all(1).mean()),
+            "digits": float(np.concatenate(right).mean()),
+            "key_read": float(np.mean([x[1] for x in reads])) if has_choices else None,
+            "blocks_read": float(np.mean([x[0] for x in reads]))
+            if has_choices
+            else None,
+            "samples": len(samples),
+            "ms_per_token": statistics.median_low(ms),
+            "read_tokens_per_s": max(rates),
+            "cache_bytes": caches.num_bytes(empty),
+        }
 
 
 def parse():
@@ -161,6 +183,11 @@ def parse():
     parser.add_argument("--kinds", default="bookmark,window")
     parser.add_argument("--stores", default="model")
     parser.add_argument("--route", default="chapters")
+    parser.add_argument(
+        "--answers",
+        default="",
+        help="routes of question and answer: --route (alone by default) or flat",
+    )
     parser.add_argument("--piece", type=int, default=1024)
     parser.add_argument(
         "--granularity", default="token", help="of reading: token or block"
@@ -186,7 +213,7 @@ def main():
     }
     way = (
         *("device", "tokens", "depth", "kind", "store", "route"),
-        *("A", "beam", "granularity"),
+        *("A", "beam", "granularity", "answer_route"),
     )
     origin = provenance.provenance()
     for tokens in map(int, arguments.tokens.split(",")):
@@ -212,10 +239,11 @@ def main():
                         "beam": model.index.beam,
                         "granularity": model.index.granularity,
                     }
-                    found = cell(run, *models[kind], empty, tokens, depth, arguments)
-                    row = trained | how | found
-                    print(row, flush=True)
-                    record.merge("passkey_long", origin, row, (*trained, *way))
+                    place = tokens, depth
+                    for found in cell(run, *models[kind], empty, place, arguments):
+                        row = trained | how | found
+                        print(row, flush=True)
+                        record.merge("passkey_long", origin, row, (*trained, *way))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from bsa.index import local, unite
 from bsa.model import decoder
 from bsa.train import settings
 from configs import tiny
-from experiments import passkey_long
+from experiments import decode, passkey_long
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +55,21 @@ def test_no_choice_is_refused(run, choices):
 
 
 def test_a_key_is_read_where_everything_is(run):
+    """Whatever the route of question and answer, which go on from one reading of the text."""
     tokens, num = 512, 2
-    prompts, answers, places = (
-        np.stack(rows) for rows in zip(*passkey_long.documents(run, tokens, 0.5, num))
-    )
+    batch = list(passkey_long.documents(run, tokens, 0.5, num))
     index = dataclasses.replace(run.model.index, A=tokens // 16, J=tokens // 16 + 4)
     model = dataclasses.replace(run.model, index=index)
+    model = dataclasses.replace(
+        model, index=decode.long_index(index, tokens, "chapters")
+    )
     empty = caches.empty(model, decode_settings.CacheSettings(tokens + 16, 256), num)
     params = decoder.init(jax.random.key(0), model)
-    right_BT, (blocks, finds_B), *_ = passkey_long.measure(
-        params, model, empty, prompts, answers, places
-    )
-    assert right_BT.shape == answers.shape
-    assert finds_B.all() and blocks == -(-prompts.shape[1] // index.C)
+    asked, rate = passkey_long.measure(params, model, empty, batch, ["", "flat"])
+    assert list(asked) == ["", "flat"] and rate > 0
+    for right_BT, (blocks, finds_B), _ in asked.values():
+        assert right_BT.shape == (num, len(batch[0][1]))
+        assert finds_B.all() and blocks == -(-len(batch[0][0]) // index.C)
 
 
 def test_reads_are_counted_over_layers_and_heads_but_found_in_any():
