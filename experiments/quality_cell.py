@@ -123,9 +123,12 @@ def start_name(cell: Cell, run: settings.RunSettings, mesh: jax.sharding.Mesh) -
     batch = dict.fromkeys(names, ids)
     batch["weight_BT"] = jax.ShapeDtypeStruct(ids.shape, jnp.float32)
     first = step.make_train_step(run, mesh, model=run.start_model)
-    program = first.lower(step.abstract_state(run, mesh), batch).as_text()
+    # Not what it is lowered to, in which kernels are numbered in the order they were met.
+    program = first.trace(step.abstract_state(run, mesh), batch).jaxpr
     known = (run.data, cell.parts.lessons, cell.parts.train, run.train.start_steps)
-    name = hashlib.sha256(repr((program, run.train.steps, known)).encode())
+    name = hashlib.sha256(repr((str(program), run.train.steps, known)).encode())
+    for constant in program.consts:
+        name.update(np.asarray(constant).tobytes())
     for leaf in jax.tree.leaves(jax.device_get(step.initial_state(run, mesh))):
         name.update(np.asarray(leaf).tobytes())
     return name.hexdigest()[:16]
