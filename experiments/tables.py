@@ -156,23 +156,23 @@ def passkeys() -> str:
     """Far passkeys of `experiments.passkey_long`, a row for each way of reading, depths side by side."""
     result = record.read("passkey_long")
     names = (
-        *("trained_steps", "tokens", "kind", "store", "route"),
-        *("granularity", "A", "beam", "device"),
+        *("trained_tokens", "trained_steps", "tokens", "kind", "store", "route"),
+        *("granularity", "answer_route", "A", "beam", "device"),
     )
     lines = [
-        "| steps | tokens | kind | cache | route | read by | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
-        "|---" * 13 + "|",
+        "| trained on | steps | tokens | kind | cache | route | read by | asked by | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
+        "|---" * 15 + "|",
     ]
     by_cell = {}
     for row in sorted(result["records"], key=lambda row: row["depth"]):
-        row = {"granularity": "token"} | row
         by_cell.setdefault(tuple(row[name] for name in names), []).append(row)
-    for (steps, tokens, *others), rows in sorted(by_cell.items()):
+    for (trained, steps, tokens, *others), rows in sorted(by_cell.items()):
         right = ", ".join(f"{row['accuracy']:.0%} ({row['depth']:g})" for row in rows)
         # The first cell of a cache holds its compilation.
         timed = [row["ms_per_token"] for row in rows if row["ms_per_token"]]
         size = f"{rows[0]['cache_bytes'] / 1e9:.2f}"
-        cells = [steps, f"{tokens:,}", *others, right, rows[0]["samples"]]
+        cells = [f"{trained:,}", steps, f"{tokens:,}", *others]
+        cells += [right, rows[0]["samples"]]
         cells += [f"{min(timed):.1f}" if timed else "", size]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     commits = ", ".join(dict.fromkeys(row["commit"] for row in result["records"]))

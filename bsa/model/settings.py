@@ -191,5 +191,5 @@ class ModelSettings:
             )
         if not route:
             return self
-        index = dataclasses.replace(self.index, route=route, granularity="token")
+        index = dataclasses.replace(self.index, route=route)
         return dataclasses.replace(self, index=index)
