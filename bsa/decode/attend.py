@@ -118,7 +118,7 @@ def attend(
             handed["reading"] = _reading(lists, choice_BGTA, None)
         return out_BTHK, handed
     new = (k_BSGK, v_BSGK, position_BT, is_real_BT)
-    taken = _take(memory, new, lists.block_id_BGQJ)
+    handed["memory"], taken = _take(memory, new, lists.block_id_BGQJ)
     bias_BGQTJ = None
     if kind == "b" and model.is_biased:
         queries = sought[0], q_BTHK
@@ -150,11 +150,12 @@ def _slots(memory, block_id):
 
 
 def _take(memory, new, block_id_BGQJ):
-    """Keys and values of listed blocks, gathered; from the host together with the `new` ones that it gets."""
+    """The memory, and keys and values of listed blocks, gathered; from the host as it gets the `new` ones."""
     if memory.host is not None:
-        return memory.host.exchange(*new, block_id_BGQJ)
+        *taken, near = memory.host.exchange(new, block_id_BGQJ, memory.near)
+        return dataclasses.replace(memory, near=near), taken
     slot, take = _slots(memory, block_id_BGQJ), jax.vmap(jax.vmap(blocks.take))
-    return take(memory.k, slot), take(memory.v, slot)
+    return memory, (take(memory.k, slot), take(memory.v, slot))
 
 
 def _admit(memory, place_BT, count_B, view):

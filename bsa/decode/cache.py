@@ -26,6 +26,7 @@ class LayerCache:
         k, v: keys as attention gets them, and values; None where the host has them.
         pages: which blocks are still kept; None where all are.
         host: where the host has keys and values, else None.
+        near: which of the host's blocks are on the device besides; None where it has none.
         index: bookmarks, with a length for each row; None but in bookmark layers.
         recent_BGTA: int32, what the last tokens chose, the newest last; None but in bookmark layers.
         again_BGTA: the same of those who asked again; None where nobody does.
@@ -39,6 +40,7 @@ class LayerCache:
     again_BGTA: jax.Array | None
     pages: paging.Pages | None
     earlier_BSGK: jax.Array | None
+    near: hosts.Near | None
     host: hosts.HostBlocks | None = dataclasses.field(metadata={"static": True})
 
 
@@ -174,8 +176,9 @@ def _empty_layer(model, letter, cache, batch):
         for _ in range(2)
     )
     host = hosts.HostBlocks(shape, model.dtype) if on_host else None
+    near = host and host.near(index.J)
     if kind != "b":
-        return LayerCache(k, v, None, None, None, None, None, host)
+        return LayerCache(k, v, None, None, None, None, None, near, host)
     grown = grow.empty(
         batch,
         model.G,
@@ -196,7 +199,9 @@ def _empty_layer(model, letter, cache, batch):
         shape = batch, model.route_taps - 1, model.G, model.route_width
         earlier_BSGK = jnp.zeros(shape, model.dtype)
     grown = grow_rows.per_row(grown)
-    return LayerCache(k, v, grown, recent_BGTA, again_BGTA, pages, earlier_BSGK, host)
+    return LayerCache(
+        *(k, v, grown, recent_BGTA, again_BGTA, pages, earlier_BSGK, near, host)
+    )
 
 
 def _check_kept(model, cache):

@@ -18,7 +18,7 @@ from bsa.decode import cache as caches
 from bsa.decode import settings
 from bsa.model import settings as model_settings
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same name comes to mean something else."""
 
 _DAMAGE = (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError)

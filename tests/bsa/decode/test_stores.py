@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bsa.decode import cache as caches
-from bsa.decode import files, step
+from bsa.decode import files, host, step
 from bsa.decode.settings import STORES, CacheSettings
 from tests.bsa.decode import cases
 
@@ -55,6 +55,55 @@ def test_stores_agree(tmp_path):
     ours, _, _ = step.decode_step(params, token_B, loaded, FOLLOWED)
     theirs, _, _ = step.decode_step(params, token_B, cache["host"], FOLLOWED)
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_host_brings_a_block_once_and_none_that_is_near(monkeypatch):
+    """Of a piece each listed block, of a token its own and those that the token before had not; always as they are now."""
+    brought, move = [], host.move
+
+    def note(blocks, *arguments):
+        brought.append(np.asarray(arguments[-1]))
+        return move(blocks, *arguments)
+
+    monkeypatch.setattr(host, "move", note)
+    B, G, N, C, K, J = 2, 2, 100, 4, 3, 20
+    blocks, random = (
+        host.HostBlocks((B, G, N, C, K), "float32"),
+        np.random.default_rng(0),
+    )
+    kept_BGNCK, near = np.zeros((B, G, N, C, K), np.float32), blocks.near(J)
+    ask, place, before = jax.jit(blocks.exchange), 0, None
+    nothing = [set()] * (B * G)
+    for T in (64, 1, 1, 1, 40, *[1] * 20):
+        k_BTGK = random.normal(size=(B, T, G, K)).astype(np.float32)
+        place_BT = np.broadcast_to(place + np.arange(T, dtype=np.int32), (B, T))
+        new = k_BTGK, -k_BTGK, place_BT, np.ones((B, T), bool)
+        block_id, offset = np.divmod(place_BT[0], C)
+        for token in range(T):
+            kept_BGNCK[:, :, block_id[token], offset[token]] = k_BTGK[:, token]
+        place += T
+        # Some of them again, as a text's lists have them; a list's last entries name nothing.
+        some = random.integers(place // C + 1, size=(B, G, 1 if T == 1 else 9, J - 3))
+        some[..., :8] = np.arange(8) * place // C // 8
+        some[..., 8] = block_id[-1]
+        block_id_BGQJ = np.concatenate([some, np.full_like(some[..., :2], -1)], axis=-1)
+        brought.clear()
+        k, v, near = jax.block_until_ready(
+            ask(new, block_id_BGQJ.astype(np.int32), near)
+        )
+        for row, group in np.ndindex(B, G):
+            expected = kept_BGNCK[row, group][some[row, group]]
+            np.testing.assert_array_equal(k[row, group, :, : J - 3], expected)
+            np.testing.assert_array_equal(v[row, group, :, : J - 3], -expected)
+        listed = [set(ids.ravel().tolist()) for ids in some.reshape(B * G, -1)]
+        had = before if T == 1 else nothing
+        wanted = [now - old | {block_id[-1]} for now, old in zip(listed, had)]
+        (id_BGX,) = brought
+        for ids, needed in zip(id_BGX.reshape(B * G, -1), wanted):
+            assert needed <= set(ids.tolist()) <= needed | {0, N - 1}
+        most = max(map(len, wanted))
+        assert most <= id_BGX.shape[2] <= max(8, 8 * most)
+        before = listed if T == 1 else nothing
 
 
 def test_bytes_per_token_are_those_of_the_arrays():
