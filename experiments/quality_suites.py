@@ -159,7 +159,6 @@ SUITES = {
     "hops_small": HOPS_SMALL,
     "lm": quality_texts.LM,
     "setmm": quality_texts.SETMM,
-    "rot": quality_needles.ROT,
     "ablations": quality_ablations.KNOBS,
     "scaling": quality_ablations.SCALING,
     "layers": quality_ablations.LAYERS,
