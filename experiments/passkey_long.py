@@ -12,7 +12,8 @@ source; where that is shorter than the document, pieces of it come again. `ms_pe
 the lower one of two; in a store's first cell one batch waits for the compiler. A cell is written as soon as it is done.
 `read_tokens_per_s`, over all rows of a batch, is the best of its batches. With `--granularity=block` the 16 tokens of a
 query block choose together while the text is read; a token that answers always chooses for itself. A text is read once and
-asked by each route of `--answers`: "flat" looks through all bookmarks for question and answer alone.
+asked by each route of `--answers`: "flat" looks through all bookmarks for question and answer alone, whose tokens
+then choose each for itself.
 
 Where a sample fails: `digits` is the share of single digits that are right, `key_read` the share of samples in which some
 head of a bookmark layer reads a block of the key when the first digit is drawn, and `blocks_read` how many blocks such a

@@ -41,7 +41,7 @@ class HostBlocks:
     def __init__(self, shape, dtype: str):
         """Args: shape (B, G, N, C, K)."""
         self.k_BGNCK, self.v_BGNCK = (
-            np.zeros(shape, jax.numpy.dtype(dtype)) for _ in range(2)
+            np.zeros(shape, jnp.dtype(dtype)) for _ in range(2)
         )
 
     @property
@@ -68,10 +68,10 @@ class HostBlocks:
         Returns:
             k_BGQJCK and v_BGQJCK, for -1 any block, and the next `near`.
         """
-        T, shape = new[2].shape[1], block_id_BGQJ.shape
+        place_BT, shape = new[2], block_id_BGQJ.shape
         N, C = self.k_BGNCK.shape[2:4]
         id_BGX = block_id_BGQJ.clip(0, N - 1).reshape(*shape[:2], -1)
-        if T > 1:
+        if place_BT.shape[1] > 1:
             k, v = (x.reshape(*shape, *x.shape[3:]) for x in self._bring(new, id_BGX))
             nothing = jnp.full_like(near.block_id_BGJ, -1)
             return k, v, near._replace(block_id_BGJ=nothing)
@@ -80,7 +80,7 @@ class HostBlocks:
         id_BGJ = jnp.pad(id_BGX, [(0, 0), (0, 0), (0, more)], mode="edge")
         is_same = id_BGJ[..., None] == near.block_id_BGJ[:, :, None]
         # The new token's own block is not what it was.
-        is_near = is_same.any(-1) & (id_BGJ != new[2][:, None] // C)
+        is_near = is_same.any(-1) & (id_BGJ != place_BT[:, None] // C)
         brought = self._bring(new, jnp.where(is_near, N, id_BGJ))
         k, v = (
             jnp.where(is_near[..., None, None], _take(kept, is_same.argmax(-1)), x)

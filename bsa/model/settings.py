@@ -180,7 +180,9 @@ class ModelSettings:
         return dataclasses.replace(self, index=index)
 
     def answer_by(self, route: str) -> "ModelSettings":
-        """The same model, for asking about what was read: "flat" looks through all bookmarks, "" follows `index.route`.
+        """The same model, for asking about what was read: by `index.route` (""), or "flat", through all bookmarks.
+
+        By the flat route each token chooses for itself, however the text was read.
 
         Raises:
             ValueError: another route, which would want chapters or links that the text was not read with.
@@ -191,5 +193,5 @@ class ModelSettings:
             )
         if not route:
             return self
-        index = dataclasses.replace(self.index, route=route)
+        index = dataclasses.replace(self.index, route=route, granularity="token")
         return dataclasses.replace(self, index=index)
