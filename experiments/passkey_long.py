@@ -2,7 +2,7 @@
 
 Command: python -m experiments.passkey_long --workdir=runs/small_bookmark [--tokens=1048576,10485760] [--depths=5]
     [--samples=50] [--batch=2] [--kinds=bookmark,window] [--stores=model,int8] [--route=chapters] [--choices=8] [--beam=16]
-    [--granularity=block] [--answers=chapters,flat]
+    [--granularity=block] [--answers=chapters,flat,flat:256]
 Hardware: one H100; the records say which
 Output: experiments/results/passkey_long.json; cells measured before on the same device stay
 
@@ -12,8 +12,8 @@ source; where that is shorter than the document, pieces of it come again. `ms_pe
 the lower one of two; in a store's first cell one batch waits for the compiler. A cell is written as soon as it is done.
 `read_tokens_per_s`, over all rows of a batch, is the best of its batches. With `--granularity=block` the 16 tokens of a
 query block choose together while the text is read; a token that answers always chooses for itself. A text is read once and
-asked by each route of `--answers`: "flat" looks through all bookmarks for question and answer alone, whose tokens
-then choose each for itself.
+asked in each way of `--answers`: "flat" looks through all bookmarks for question and answer alone, whose tokens then choose
+each for itself; in "flat:256" exact keys pick the blocks out of the 256 best.
 
 Where a sample fails: `digits` is the share of single digits that are right, `key_read` the share of samples in which some
 head of a bookmark layer reads a block of the key when the first digit is drawn, and `blocks_read` how many blocks such a
@@ -100,8 +100,12 @@ def documents(run, tokens, depth, samples):
         )
 
 
-def measure(params, model, empty, batch, routes):
-    """Reads a batch once and asks by each route: what of the answers is right, see `how_read`, and ms a token; tokens read a second."""
+def measure(params, model, empty, batch, ways):
+    """Reads a batch once and asks in each way: what of the answers is right, see `how_read`, and ms a token; tokens read a second.
+
+    Args:
+        ways: of `ask_by`.
+    """
     prompts, answers, places = (np.stack(rows) for rows in zip(*batch))
     # Not made anew: a step that was compiled for blocks on the host belongs to them.
     cache = jax.tree.map(jnp.copy, empty)
@@ -113,8 +117,8 @@ def measure(params, model, empty, batch, routes):
     num = answers.shape[1]
     sampling = decode_settings.SamplingSettings(max_tokens=num, tokens_a_call=num)
     asked = {}
-    for route in routes:
-        own, asks = jax.tree.map(jnp.copy, cache), model.answer_by(route)
+    for way in ways:
+        own, asks = jax.tree.map(jnp.copy, cache), ask_by(model, way)
         rest_BT = prompts[:, text_BT.shape[1] : -1]
         _, own = jax.block_until_ready(step.prefill(params, rest_BT, own, asks))
         begin = time.perf_counter()
@@ -123,8 +127,14 @@ def measure(params, model, empty, batch, routes):
         ms = 1000 * (time.perf_counter() - begin) / num
         right_BT = np.stack([token.token_B for token in drawn], axis=1) == answers
         read = how_read(drawn[0].readings, places // model.index.C)
-        asked[route] = right_BT, read, ms
+        asked[way] = right_BT, read, ms
     return asked, rate
+
+
+def ask_by(model, way):
+    """`ModelSettings.answer_by` the way "ROUTE" or "ROUTE:X"; that of reading if it says the same."""
+    route, _, X = way.partition(":")
+    return model.answer_by("" if route == model.index.route else route, int(X or 0))
 
 
 def how_read(readings, block_id_BX):
@@ -138,29 +148,29 @@ def how_read(readings, block_id_BX):
 
 
 def cell(run, params, model, empty, place, arguments):
-    """For each route of the answers, the share of samples that were right, and of those that could be; time and bytes.
+    """For each way of asking, the share of samples that were right, and of those that could be; time and bytes.
 
     Args:
         place: tokens, and the depth.
     """
     samples = list(documents(run, *place, arguments.samples))
-    routes = [""]
+    ways = [arguments.route]
     if arguments.answers and "b" in model.pattern:
-        routes = [
-            "" if x == arguments.route else x for x in arguments.answers.split(",")
-        ]
-    found, rates = {route: [] for route in routes}, []
+        ways = arguments.answers.split(",")
+    found, rates = {way: [] for way in ways}, []
     for begin in range(0, len(samples), arguments.batch):
         batch = samples[begin : begin + arguments.batch]
-        asked, rate = measure(params, model, empty, batch, routes)
-        for route in routes:
-            found[route].append(asked[route])
+        asked, rate = measure(params, model, empty, batch, ways)
+        for way in ways:
+            found[way].append(asked[way])
         rates.append(rate)
-    for route in routes:
-        right, reads, ms = zip(*found[route])
+    for way in ways:
+        right, reads, ms = zip(*found[way])
+        asks = ask_by(model, way).index
         has_choices = None not in reads
         yield {
-            "answer_route": route or arguments.route,
+            "answer_route": asks.route,
+            "answer_X": asks.X,
             "accuracy": float(np.concatenate(right).all(1).mean()),
             "digits": float(np.concatenate(right).mean()),
             "key_read": float(np.mean([x[1] for x in reads])) if has_choices else None,
@@ -187,7 +197,7 @@ def parse():
     parser.add_argument(
         "--answers",
         default="",
-        help="routes of question and answer: --route (alone by default) or flat",
+        help="how question and answer choose: --route (alone by default) or flat, with :X by a shortlist",
     )
     parser.add_argument("--piece", type=int, default=1024)
     parser.add_argument(
@@ -214,7 +224,7 @@ def main():
     }
     way = (
         *("device", "tokens", "depth", "kind", "store", "route"),
-        *("A", "beam", "granularity", "answer_route"),
+        *("A", "beam", "granularity", "answer_route", "answer_X"),
     )
     origin = provenance.provenance()
     for tokens in map(int, arguments.tokens.split(",")):

@@ -66,6 +66,26 @@ def empty(
     """A cache of no tokens; all its memory is taken now, but for the host's.
 
     Raises:
+        ValueError: see `check`.
+    """
+    check(model, cache)
+    capacity_tokens = -(-cache.capacity_tokens // model.index.C) * model.index.C
+    cache = dataclasses.replace(
+        cache,
+        capacity_tokens=capacity_tokens,
+        piece_tokens=min(cache.piece_tokens, capacity_tokens),
+    )
+    layers = [
+        _empty_layer(model, layer % len(model.pattern), cache, batch)
+        for layer in range(model.L)
+    ]
+    return Cache(tuple(layers), jnp.zeros(batch, jnp.int32), cache)
+
+
+def check(model: model_settings.ModelSettings, cache: settings.CacheSettings) -> None:
+    """Whether a model can read out of such a cache.
+
+    Raises:
         ValueError: blocks that are on the host, or gone, cannot give the exact step its keys; too few may be kept; or
             the model reads means of blocks, which are not kept.
     """
@@ -81,20 +101,9 @@ def empty(
     if (cache.store == "host" or cache.kept_tokens) and model.index.X:
         raise ValueError(
             f"decode: store={cache.store!r}, kept_tokens={cache.kept_tokens} with index.X={model.index.X}: the exact step "
-            "reads keys of all blocks on the device; set X to 0"
+            "reads keys of all blocks on the device; set X, and decode.answer_X, to 0"
         )
     _check_kept(model, cache)
-    capacity_tokens = -(-cache.capacity_tokens // model.index.C) * model.index.C
-    cache = dataclasses.replace(
-        cache,
-        capacity_tokens=capacity_tokens,
-        piece_tokens=min(cache.piece_tokens, capacity_tokens),
-    )
-    layers = [
-        _empty_layer(model, layer % len(model.pattern), cache, batch)
-        for layer in range(model.L)
-    ]
-    return Cache(tuple(layers), jnp.zeros(batch, jnp.int32), cache)
 
 
 def lead_blocks(model: model_settings.ModelSettings) -> int:

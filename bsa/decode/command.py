@@ -23,10 +23,10 @@ DEFAULTS = (
     dataclasses.asdict(settings.SamplingSettings())
     | dataclasses.asdict(settings.CacheSettings(1))
     | {"capacity_tokens": 0, "piece_tokens": 0, "granularity": "token"}
-    | {"answer_route": ""}
+    | {"answer_route": "", "answer_X": 0}
 )
-"""Fields of `settings.CacheSettings` and `settings.SamplingSettings`, `index.granularity` of reading, and the route of question
-and answer. A capacity of 0 is what text, question and answer need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits
+"""Fields of `settings.CacheSettings` and `settings.SamplingSettings`, `index.granularity` of reading, and route and shortlist of
+question and answer. A capacity of 0 is what text, question and answer need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits
 the device. An answer ends with the first of the strings `stop` that it contains."""
 
 ACCELERATOR_PIECE_TOKENS = 16384
@@ -50,6 +50,7 @@ class Request:
             asked about by the same.
         answer_route: "flat": question and answer look through all bookmarks, however the text was read: few tokens, so it
             costs little, and finds what two levels of chapters miss in millions of tokens. "": by the model's route.
+        answer_X: shortlist of question and answer, whose exact keys pick the blocks, see `index.X`; 0: the model's own.
     """
 
     book_T: np.ndarray
@@ -62,6 +63,7 @@ class Request:
     page: str
     granularity: str
     answer_route: str
+    answer_X: int
     room: settings.CacheSettings
     sampling: settings.SamplingSettings
 
@@ -94,7 +96,8 @@ def prepare(
     if not all(stop):
         raise ValueError("decode: an empty stop sequence would end every answer")
     options["stop"] = tuple((token,) for token in words.end)
-    ways = {name: options.pop(name) for name in ("granularity", "answer_route")}
+    names = ("granularity", "answer_route", "answer_X")
+    ways = {name: options.pop(name) for name in names}
     sampling = settings.SamplingSettings(**options)
     needed = len(book_T) + len(question_T) + sampling.max_tokens
     room["capacity_tokens"] = room["capacity_tokens"] or needed + SPARE_TOKENS
@@ -135,7 +138,7 @@ def run(params, model: model_settings.ModelSettings, request: Request) -> None:
     """
     sampling = request.sampling
     model = model.read_by(request.granularity)
-    answering = model.answer_by(request.answer_route)
+    answering = model.answer_by(request.answer_route, request.answer_X)
     prompt_T = np.concatenate([request.book_T, request.question_T])
     # On no mesh: the fresh cache is on none, and a step that changed that would compile twice.
     params = jax.tree.map(jnp.asarray, jax.device_get(params))
@@ -148,6 +151,7 @@ def run(params, model: model_settings.ModelSettings, request: Request) -> None:
         cache = files.load(request.load_cache, book_BT, model, fingerprint)
     else:
         cache = caches.empty(model, request.room, 1)
+    caches.check(answering, cache.room)
     step.check_room(cache, len(prompt_T) + sampling.max_tokens)
 
     already = int(cache.length_B[0])

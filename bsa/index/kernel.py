@@ -17,8 +17,7 @@ def can_search(
     index: settings.IndexSettings,
     implementation: str,
 ) -> bool:
-    """Whether the kernel is asked for, and there is one: mixtures of single blocks, one query a group, no links, no exact
-    step, no budget.
+    """Whether the kernel is asked for, and there is one: mixtures of single blocks, one query a group, no links, no budget.
 
     "auto" asks for it where bfloat16 is what the store is compared in anyway.
     """
@@ -26,7 +25,7 @@ def can_search(
         implementation = dispatch.resolve("auto")
     if implementation != "mosaic_gpu" or q_BTHK.shape[1] == 1:
         return False
-    if index.query_pool != "mean" or index.X or index.route == "graph":
+    if index.query_pool != "mean" or index.route == "graph":
         return False
     if index.digest in ("minmax", "meanvar") or judge.has_budget(index):
         return False
@@ -34,7 +33,7 @@ def can_search(
         return False
     *finer, coarsest = [node[0].shape[2:4] for node in bookmarks.nodes]
     fits = functools.partial(mosaic_gpu_search.fits, q_BTHK.shape[3])
-    finds = [index.A] + [index.beam] * len(finer)
+    finds = [index.X or index.A] + [index.beam] * len(finer)
     return fits(*coarsest, finds[-1]) and all(
         fits(*nodes, num, index.chapter_bookmarks, index.beam + EDGES)
         for nodes, num in zip(finer, finds)
@@ -42,7 +41,7 @@ def can_search(
 
 
 def search(q_BTGK, bookmarks, open_blocks, index: settings.IndexSettings):
-    """Choices and counts as `route.search_blocks` returns them.
+    """Choices and counts as `route.search_blocks` returns them; the whole shortlist where there is one.
 
     Args:
         q_BTGK: float32, one query a group, times the scale, as `digest.widen` makes them.
@@ -78,7 +77,7 @@ def search(q_BTGK, bookmarks, open_blocks, index: settings.IndexSettings):
             widths = square_BTG, spread
         id_BGTX = mosaic_gpu_search.find(
             *(q_BTGK, point, log_count, low, high),
-            index.beam if level else index.A,
+            index.beam if level else index.X or index.A,
             groups=groups,
             widths=widths,
             point_pool=index.point_pool,

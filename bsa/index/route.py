@@ -141,7 +141,11 @@ def search_blocks(
     if noise is None and kernel.can_search(q_BTHK, bookmarks, index, implementation):
         q_BTGHK = q_BTHK.reshape(B, T, G, H // G, K).astype(jnp.float32) * scale
         q_BTGK = digest.widen(index.digest, q_BTGHK).mean(3)
-        return kernel.search(q_BTGK, bookmarks, open_blocks, index)
+        choice, scored = kernel.search(q_BTGK, bookmarks, open_blocks, index)
+        if index.X:
+            q_BGTHK = jnp.moveaxis(q_BTGK, 1, 2)[:, :, :, None]
+            choice = judge.best_by_keys(q_BGTHK, keys, choice, index, read)
+        return choice, scored
     piece = min(index.route_tokens, T)
     pad = -T % piece
 

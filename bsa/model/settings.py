@@ -179,19 +179,23 @@ class ModelSettings:
         index = dataclasses.replace(self.index, granularity=granularity)
         return dataclasses.replace(self, index=index)
 
-    def answer_by(self, route: str) -> "ModelSettings":
+    def answer_by(self, route: str, X: int = 0) -> "ModelSettings":
         """The same model, for asking about what was read: by `index.route` (""), or "flat", through all bookmarks.
 
         By the flat route each token chooses for itself, however the text was read.
 
+        Args:
+            X: the shortlist whose exact keys pick the blocks; 0: that of reading.
+
         Raises:
-            ValueError: another route, which would want chapters or links that the text was not read with.
+            ValueError: another route, which would want chapters or links that the text was not read with; or X is less
+                than `index.A`.
         """
         if route not in ("", "flat"):
             raise ValueError(
                 f"decode.answer_route={route!r}; flat or empty, which is index.route"
             )
-        if not route:
-            return self
-        index = dataclasses.replace(self.index, route=route, granularity="token")
+        index = dataclasses.replace(self.index, X=X or self.index.X)
+        if route:
+            index = dataclasses.replace(index, route=route, granularity="token")
         return dataclasses.replace(self, index=index)

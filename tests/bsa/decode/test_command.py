@@ -79,12 +79,14 @@ def test_question_and_answer_go_by_a_route_of_their_own(ask, tmp_path):
     """The book is the same for either: only who asks looks further."""
     saved = [tmp_path / f"{name}.npz" for name in "ab"]
     ask(save_cache=saved[0])
-    options = OPTIONS | {"answer_route": "flat"}
+    options = OPTIONS | {"answer_route": "flat", "answer_X": 64}
     answer = ask(options=options, save_cache=saved[1])
     assert saved[0].read_bytes() == saved[1].read_bytes()
     assert ask(options=options, load_cache=saved[0]) == answer
     with pytest.raises(ValueError, match="answer_route='near'"):
         ask(options=OPTIONS | {"answer_route": "near"})
+    with pytest.raises(ValueError, match="store='host'.*answer_X, to 0"):
+        ask(options=OPTIONS | {"answer_X": 64, "store": "host"})
 
 
 def test_an_interrupted_reading_goes_on(ask, tmp_path):

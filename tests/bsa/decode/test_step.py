@@ -142,5 +142,9 @@ def test_an_answer_may_look_through_all_bookmarks_of_what_was_read_through_chapt
     expected = ask(read(flat), flat)
     np.testing.assert_array_equal(ask(read(reading), flat), expected)
     assert np.abs(ask(read(reading), reading) - expected).max() > 1e-3
+    exact = reading.answer_by("flat", X=1000 // cases.INDEX.C)
+    expected = ask(read(flat), exact)
+    np.testing.assert_array_equal(ask(read(reading), exact), expected)
+    assert np.abs(ask(read(flat), flat) - expected).max() > 1e-3
     with pytest.raises(ValueError, match="answer_route='graph'; flat or empty"):
         reading.answer_by("graph")

@@ -20,10 +20,11 @@ G = 2
 
 
 @pytest.mark.parametrize(
-    "digest, chapter_store", [("spread", "float32"), ("clusters", "float8")]
+    "digest, chapter_store, X",
+    [("spread", "float32", 0), ("clusters", "float8", 0), ("clusters", "float32", 6)],
 )
-def test_kernel_chooses_what_xla_chooses(monkeypatch, digest, chapter_store):
-    """Three documents in a row; with chapters of chapters, some of them cut by documents and windows."""
+def test_kernel_chooses_what_xla_chooses(monkeypatch, digest, chapter_store, X):
+    """Three documents in a row; with chapters of chapters, some of them cut by documents and windows; with a shortlist."""
     if not mosaic_gpu.is_hopper(jax.devices()[0]):
         find = functools.partial(
             mosaic_gpu_search.find, interpret=plgpu.InterpretGPUParams()
@@ -37,6 +38,7 @@ def test_kernel_chooses_what_xla_chooses(monkeypatch, digest, chapter_store):
         chapter_levels=2,
         route_tokens=TOKENS,
         A=3,
+        X=X,
         lloyd_steps=1,
         digest=digest,
         chapter_store=chapter_store,
@@ -47,6 +49,7 @@ def test_kernel_chooses_what_xla_chooses(monkeypatch, digest, chapter_store):
         cases.positions(jax.random.key(1), 1, TOKENS, 2), 2 * index.C, index
     )
     bookmarks = cases.build_index(k, index)
+    k_BGMCK = k.reshape(1, -1, index.C, G, 64).transpose(0, 3, 1, 2, 4)
     # As the kernel rounds them, for both.
     point_BGMRK, *chapters = (
         x.astype(jnp.bfloat16).astype(jnp.float32) for x, *_ in bookmarks.nodes
@@ -66,7 +69,7 @@ def test_kernel_chooses_what_xla_chooses(monkeypatch, digest, chapter_store):
         jax.jit(
             lambda q, bookmarks, open_blocks, name=name: route.search_blocks(
                 q,
-                None,
+                k_BGMCK,
                 bookmarks,
                 open_blocks,
                 index,
