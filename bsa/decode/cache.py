@@ -101,7 +101,7 @@ def check(model: model_settings.ModelSettings, cache: settings.CacheSettings) ->
     if (cache.store == "host" or cache.kept_tokens) and model.index.X:
         raise ValueError(
             f"decode: store={cache.store!r}, kept_tokens={cache.kept_tokens} with index.X={model.index.X}: the exact step "
-            "reads keys of all blocks on the device; set X, and decode.answer_X, to 0"
+            "reads keys of all blocks on the device; set X to 0, and decode.answer_X"
         )
     _check_kept(model, cache)
 

@@ -125,10 +125,9 @@ def search_blocks(
         open_blocks: low_BT and high_BT of the function of that name.
         read: (keys of one row and head, id_X) -> k_XCK, floating.
         is_row: the tokens are all of the row, whose later bookmarks are then not even scored for its earlier tokens.
-        implementation: as in `dispatch.block_sparse_attention`; "mosaic_gpu" searches by a kernel where there is one for
-            these settings (`kernel.can_search`), in bfloat16: nearly equal blocks may change places.
-        noise: seed_BGT, uint32, and nats by which Gumbel noise of these seeds is multiplied before it joins the scores of
-            a flat search: at 1 bookmarks are drawn without replacement, by the mass that they promise. None: no noise.
+        implementation: as in `dispatch`; a kernel (`kernel.can_search`) rounds to bfloat16: near ones may change places.
+        noise: seed_BGT, uint32, and how many times Gumbel noise of these seeds joins the scores of a flat search: once, and
+            bookmarks are drawn without replacement, by the mass that they promise. None: no noise.
     """
     sizes = shapes.check(q_BTHK=q_BTHK, log_count_BGMR=bookmarks.log_count_BGMR)
     B, T, H, G, K = (sizes[letter] for letter in "BTHGK")
@@ -143,8 +142,8 @@ def search_blocks(
         q_BTGK = digest.widen(index.digest, q_BTGHK).mean(3)
         choice, scored = kernel.search(q_BTGK, bookmarks, open_blocks, index)
         if index.X:
-            q_BGTHK = jnp.moveaxis(q_BTGK, 1, 2)[:, :, :, None]
-            choice = judge.best_by_keys(q_BGTHK, keys, choice, index, read)
+            q = jnp.moveaxis(q_BTGK, 1, 2)[:, :, :, None]
+            choice = judge.best_by_keys(q, keys, choice, index, read)
         return choice, scored
     piece = min(index.route_tokens, T)
     pad = -T % piece
