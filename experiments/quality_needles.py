@@ -14,22 +14,23 @@ def _parts(tasks, lengths, samples=0):
 # Texts of RULER's kind: 4.1M parameters, trained on up to 4K tokens, 524M in a cell. Who begins with them keeps guessing
 # digits: so recall comes first, then short texts that ask for several of their needles, and both stay in the mix. The last layer
 # alone sees everything: where an earlier one does too, and without positions, keys of two tokens are not learned. Of the two layers
-# of chunks one can count what was answered, the next fetch the key that is asked for then (LOG.md). All that select begin as dense
-# attention, for 4K tokens are cheap to read whole: selectors get the same heads, learned as fast as dense.
+# of windows one can count what was answered, the next fetch the key that is asked for then; chunks of 512 in their place learn
+# neither in as many steps (LOG.md). All that select begin as `rnope`, for 4K tokens are cheap to read whole: selectors get the same
+# heads, learned as fast as dense.
 _READING_BASE = {
     **_knobs("model", D=256, H=4, G=4, K=64, F=704, V=512, L=5, remat="none"),
     **_knobs("model", chunk_tokens=512),
     **_knobs("index", A=4, J=96, R=4, store="bfloat16"),
     **_knobs("data", B=16, T=4096, passkey_share=0.0),
     **_knobs("train", steps=8000, learning_rate=2e-3, warmup_steps=50),
-    **quality_methods.started("sccsd", 6000),
+    **quality_methods.started("swwsd", 6000),
 }
 _ANEW = quality_methods.started("", 0)
 
 
 def _reading(kind, tokens=64, positions="rrrrn"):
-    """Two tokens, chunks twice, four tokens, and a layer of a kind."""
-    return _layers(f"sccs{kind}", (2, 64, 64, 4, tokens), positions)
+    """Two tokens, windows twice, four tokens, and a layer of a kind."""
+    return _layers(f"swws{kind}", (2, 128, 128, 4, tokens), positions)
 
 
 _EXACT = _reading("b") | _knobs("index", store="float32")
@@ -39,11 +40,13 @@ _EXACT = _reading("b") | _knobs("index", store="float32")
 # budget, to be set by the attended tokens that the first cell reports.
 _READING_METHODS = {
     "dense": _layers("sddsd", (2, 64, 64, 4, 64), "rrrrr") | _ANEW,
-    "irope": _reading("d"),
+    "rnope": _reading("d"),
+    "irope": _layers("sccsd", (2, 64, 64, 4, 64), "rrrrn") | _ANEW,
     "window": _reading("w", 256, "rrrrr") | _knobs("index", sink_tokens=0) | _ANEW,
     "streaming": _reading("w", 256, "rrrrr") | _ANEW,
     **quality_methods.selectors(_reading("b"), A=4),
     "points_8": _reading("b") | _knobs("index", R=8),
+    "exact_shortlist": _reading("b") | _knobs("index", R=8, X=32),
     "moba": _reading("b", 16, "rrrrr")
     | quality_methods.MEAN_KEY
     | _knobs("index", A=15, J=256, open_tokens=1, sink_tokens=0),
@@ -57,11 +60,9 @@ _READING_METHODS = {
 }
 
 
-def _all_asked(lengths_and_keys, **options):
+def _all_asked(lengths_and_keys, task="niah_multikey_1", **options):
     return [
-        quality_parts.Part(
-            "niah_multikey_1", n, {"num_keys": m, "num_questions": m, **options}
-        )
+        quality_parts.Part(task, n, {"num_keys": m, "num_questions": m, **options})
         for n, m in lengths_and_keys
     ]
 
@@ -93,6 +94,8 @@ NEEDLES = quality_parts.Suite(
     lessons=_SCHOOL,
     train=[
         *_EXERCISES,
+        *_all_asked(((1024, 16), (4096, 64)), "niah_multikey_2"),
+        *_all_asked(((1024, 8), (4096, 32)), "niah_multikey_3"),
         *_parts(_NEEDLES, (256, 1024, 4096)),
     ],
     tests=_parts(_NEEDLES, (4096, 16384), samples=32)
@@ -115,9 +118,9 @@ NEEDLES_SMALL = quality_parts.Suite(
     },
     methods={
         "window": _reading("w", 64, "rrrrr") | _ANEW,
-        "irope": _reading("d"),
+        "rnope": _layers("swwsd", (2, 32, 32, 4, 32), "rrrrn"),
         **{
-            name: _READING_METHODS[name] | _layers("sccsb", (2, 32, 32, 4, 32), "rrrrn")
+            name: _READING_METHODS[name] | _layers("swwsb", (2, 32, 32, 4, 32), "rrrrn")
             for name in ("bookmark", "mean_key", "minmax")
         },
     },
