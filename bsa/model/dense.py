@@ -53,6 +53,8 @@ def _attend_span(rows, keys, begin, piece, scale, key_tokens):
         q, segment_id, place = arguments
         sees = place[:, :, None] >= (jnp.arange(S) + 1) * key_tokens - 1
         sees &= segment_id[:, :, None] == segment_id_BS[:, None]
+        # cuDNN's softmax of no key at all is NaN, and so are gradients then, whatever becomes of the output.
+        sees |= ~sees.any(-1, keepdims=True)
         return jax.nn.dot_product_attention(
             *(q, k_BSGK, v_BSGK),
             mask=sees[:, None],

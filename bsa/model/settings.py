@@ -182,7 +182,8 @@ class ModelSettings:
     def answer_by(self, route: str, X: int = 0) -> "ModelSettings":
         """The same model, for asking about what was read: by `index.route` (""), or "flat", through all bookmarks.
 
-        By the flat route each token chooses for itself, however the text was read.
+        By the flat route each token chooses for itself, however the text was read, and `index.query_block` of them at a
+        time: all bookmarks of a long text are scored at once for each.
 
         Args:
             X: the shortlist whose exact keys pick the blocks; 0: that of reading.
@@ -197,5 +198,6 @@ class ModelSettings:
             )
         index = dataclasses.replace(self.index, X=X or self.index.X)
         if route:
-            index = dataclasses.replace(index, route=route, granularity="token")
+            few = {"route_tokens": index.query_block, "granularity": "token"}
+            index = dataclasses.replace(index, route=route, **few)
         return dataclasses.replace(self, index=index)

@@ -54,21 +54,39 @@ def softmax_over(sees_GTS, q_THK, k_SGK, v_SGK):
     return np.einsum("HTS,SHK->THK", share, v_SHK)
 
 
-def test_each_gate_lets_one_branch_through():
-    """Means of complete blocks, what was chosen, and what is read anyway; and the keys of all three are counted."""
+def draw_heads():
     keys = jax.random.split(jax.random.key(8), 3)
-    q, k, v = (2 * jax.random.normal(x, (1, T, n, K)) for x, n in zip(keys, (H, G, G)))
+    return [2 * jax.random.normal(x, (1, T, n, K)) for x, n in zip(keys, (H, G, G))]
+
+
+def attend(row, gates):
     position_BT = jnp.asarray(PLACE_T - START_T, jnp.int32)[None]
     segment_id_BT = jnp.asarray(START_T, jnp.int32)[None]
+    heads = attention.Heads(*row, row[:2], gates)
+    return attention.attend(heads, segment_id_BT, position_BT, MODEL, 0)
 
-    @jax.jit
-    def attend(gates):
-        heads = attention.Heads(q, k, v, (q, k), gates)
-        return attention.attend(heads, segment_id_BT, position_BT, MODEL, 0)
 
+def test_gradients_are_numbers_where_no_block_is_complete(monkeypatch):
+    """By a library whose softmax of no key at all is NaN, as cuDNN's."""
+    library = jax.nn.dot_product_attention
+
+    def of_some_key(*row, mask, scale, **_):
+        out_BTHK = library(*row, mask=mask, scale=scale)
+        return out_BTHK * jnp.where(mask.any(-1)[:, 0, :, None, None], 1, jnp.nan)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", of_some_key)
+    gates = [jnp.ones((1, T, H))] * 3
+    gradients = jax.grad(lambda row: attend(row, gates)[0].sum())(draw_heads())
+    assert all(jnp.isfinite(x).all() for x in gradients)
+
+
+def test_each_gate_lets_one_branch_through():
+    """Means of complete blocks, what was chosen, and what is read anyway; and the keys of all three are counted."""
+    row = draw_heads()
+    attend_by = jax.jit(lambda gates: attend(row, gates))
     shut, wide = jnp.zeros((1, T, H)), jnp.ones((1, T, H))
     (means, figures), (chosen, _), (nearby, _), (half, _) = (
-        attend(gates)
+        attend_by(gates)
         for gates in (
             *((wide, shut, shut), (shut, wide, shut), (shut, shut, wide)),
             (wide / 2, wide / 2, wide / 2),
@@ -79,7 +97,7 @@ def test_each_gate_lets_one_branch_through():
     is_local, reads = local_blocks(), read_blocks(figures["selection"])
     is_chosen = reads & ~is_local
     assert is_chosen.any() and (reads >= is_local).all()
-    row = [np.asarray(x[0]) for x in (q, k, v)]
+    row = [np.asarray(x[0]) for x in row]
     sees = (PLACE_T <= PLACE_T[:, None]) & (START_T == START_T[:, None])
     for found, blocks in ((chosen, is_chosen), (nearby, reads & is_local)):
         tokens = np.repeat(blocks, C, axis=-1) & sees
