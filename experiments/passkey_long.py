@@ -2,7 +2,7 @@
 
 Command: python -m experiments.passkey_long --workdir=runs/small_bookmark [--tokens=1048576,10485760] [--depths=5]
     [--samples=50] [--batch=2] [--kinds=bookmark,window] [--stores=model,int8] [--route=chapters] [--choices=8] [--beam=16]
-    [--granularity=block] [--answers=chapters,flat,flat:256]
+    [--granularity=block] [--answers=chapters,flat,flat:32]
 Hardware: one H100; the records say which
 Output: experiments/results/passkey_long.json; cells measured before on the same device stay
 
@@ -13,7 +13,7 @@ the lower one of two; in a store's first cell one batch waits for the compiler. 
 `read_tokens_per_s`, over all rows of a batch, is the best of its batches. With `--granularity=block` the 16 tokens of a
 query block choose together while the text is read; a token that answers always chooses for itself. A text is read once and
 asked in each way of `--answers`: "flat" looks through all bookmarks for question and answer alone, whose tokens then choose
-each for itself; in "flat:256" exact keys pick the blocks out of the 256 best.
+each for itself; in "flat:32" exact keys pick the blocks out of the 32 best.
 
 Where a sample fails: `digits` is the share of single digits that are right, `key_read` the share of samples in which some
 head of a bookmark layer reads a block of the key when the first digit is drawn, and `blocks_read` how many blocks such a
