@@ -14,7 +14,11 @@ def table() -> str:
         _pretrained(),
         _passkeys(2**17, 8192, ""),
         _passkeys(2**20, 8192, ", read by blocks", granularity="block", A=8),
-        _passkeys(10 * 2**20, 16384, ", asked by the flat route", answer_route="flat"),
+        *_needles(),
+        _passkeys(
+            *(10 * 2**20, 16384, ", asked by the flat route"),
+            **{"answer_route": "flat", "answer_X": 0},
+        ),
         _kernel(),
         _layer(),
         _training(),
@@ -68,6 +72,35 @@ def _recall():
     what = f"recall of 256 pairs, {_read(**where)}"
     device = _rows("quality", method="bookmark", **where)[0]["device"]
     return what, _score("bookmark", **where), _beside(others), _short(device)
+
+
+def _needles():
+    """A line for each task that tells methods apart."""
+    for task, said in (
+        ("niah_multikey_3", "a needle among 3,400 alike"),
+        ("niah_multiquery", "four needles asked for at once"),
+        ("variable_tracking", "a chain of five variables"),
+    ):
+        where = {"suite": "needles", "task": task, "length": 65536}
+        others = {
+            shown: _score(name, **where)
+            for name, shown in (
+                ("minmax", "min-max"),
+                ("mean_key", "mean key"),
+                ("irope", "iRoPE"),
+            )
+        }
+        ours, theirs = (
+            _rows("quality", method=name, **where)
+            for name in ("exact_shortlist", "irope")
+        )
+        read = [f"{rows[0]['attended_tokens']:,.0f}" for rows in (ours, theirs)]
+        what = (
+            f"{said}, 65,536 tokens, trained on 4,096 ({len(ours)} seed), by a shortlist of"
+            f" exact keys, {read[0]} tokens read (iRoPE {read[1]})"
+        )
+        device = _short(ours[0]["device"])
+        yield what, _score("exact_shortlist", **where), _beside(others), device
 
 
 def _pretrained():

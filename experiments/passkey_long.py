@@ -120,7 +120,9 @@ def measure(params, model, empty, batch, ways):
     for way in ways:
         own, asks = jax.tree.map(jnp.copy, cache), ask_by(model, way)
         rest_BT = prompts[:, text_BT.shape[1] : -1]
-        _, own = jax.block_until_ready(step.prefill(params, rest_BT, own, asks))
+        piece = None if asks == model else step.QUESTION_TOKENS
+        own = step.prefill(params, rest_BT, own, asks, piece_tokens=piece)[1]
+        jax.block_until_ready(own)
         begin = time.perf_counter()
         stream = generate.stream(params, prompts[:, -1], own, asks, sampling)
         drawn = list(stream)

@@ -169,7 +169,9 @@ def run(params, model: model_settings.ModelSettings, request: Request) -> None:
         )
         return
     if length < len(prompt_T) - 1:
-        _, cache = step.prefill(params, token_BT[:, length:-1], cache, answering)
+        piece = None if answering == model else step.QUESTION_TOKENS
+        rest_BT = token_BT[:, length:-1]
+        _, cache = step.prefill(params, rest_BT, cache, answering, piece_tokens=piece)
     _answer(params, prompt_T, cache, answering, request, rate)
 
 

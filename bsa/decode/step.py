@@ -21,6 +21,9 @@ from bsa.model import decoder
 from bsa.model import settings as model_settings
 from pallas_kernels import shapes
 
+QUESTION_TOKENS = 64
+"""Of a piece of a question that is read otherwise than its text: nothing of it is compiled yet, and it is short."""
+
 
 def prefill(
     params,
@@ -29,6 +32,7 @@ def prefill(
     model: model_settings.ModelSettings,
     *,
     count_B=None,
+    piece_tokens: int | None = None,
     after_piece=None,
 ):
     """Reads tokens, as many as there are; the same cache whatever the pieces they come in.
@@ -38,6 +42,7 @@ def prefill(
     Args:
         token_BT: int32, on the host.
         count_B: how many of its tokens each row has, on the host; None: T.
+        piece_tokens: tokens of a piece, if fewer than the cache's own; None: these.
         after_piece: called with the logits and the cache after each piece; True ends reading there.
     Returns:
         logits_BV: float32, of the token after each row's last; 0 for a row that had none. And the cache.
@@ -51,7 +56,8 @@ def prefill(
         raise ValueError("the prompt is empty; give at least one token")
     check_room(cache, int((np.asarray(cache.length_B) + count_B).max()))
     logits_BV = jnp.zeros((B, model.V), jnp.float32)
-    piece = 1 if T == 1 else cache.room.piece_tokens
+    piece = min(piece_tokens or cache.room.piece_tokens, cache.room.piece_tokens)
+    piece = 1 if T == 1 else piece
     # A program of all layers takes long to compile, which pays for the few tokens that answer.
     read = _advance if grow_rows.may_wait(piece, model.index) else advance
     for begin in range(0, T, piece):

@@ -36,12 +36,13 @@ def assert_logits(found_V, expected_V):
     seed=st.integers(0, 999),
     chunks=st.lists(st.sampled_from([1, 7, 64, 1000]), min_size=1, max_size=20),
     late=st.floats(0, 1),
+    piece=st.sampled_from([None, 40]),
 )
-@example(seed=0, chunks=[1] * 150, late=1.0)
-@example(seed=1, chunks=[1000], late=0.03)
-@example(seed=2, chunks=[7] * 50, late=0.5)
-def test_decoding_is_the_parallel_pass(name, seed, chunks, late):
-    """Rows of different lengths: the second takes only a share of every chunk.
+@example(seed=0, chunks=[1] * 150, late=1.0, piece=None)
+@example(seed=1, chunks=[1000], late=0.03, piece=None)
+@example(seed=2, chunks=[7, 1000] + [7] * 50, late=0.5, piece=40)
+def test_decoding_is_the_parallel_pass(name, seed, chunks, late, piece):
+    """Rows of different lengths: the second takes only a share of every chunk. Pieces may be shorter than the cache's.
 
     Every chunk's logits are those of the whole text. What is then decoded greedily is what the whole text, the answer
     included, would have made likeliest at each position.
@@ -58,7 +59,9 @@ def test_decoding_is_the_parallel_pass(name, seed, chunks, late):
         for row in range(2):
             part = token_BT[row, length_B[row] : length_B[row] + count_B[row]]
             part_BT[row, : count_B[row]] = part
-        last_BV, cache = step.prefill(params, part_BT, cache, model, count_B=count_B)
+        last_BV, cache = step.prefill(
+            params, part_BT, cache, model, count_B=count_B, piece_tokens=piece
+        )
         length_B += count_B
         found.append((length_B - 1, last_BV))
     if not found:
