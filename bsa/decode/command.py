@@ -119,12 +119,9 @@ def prepare(
 
 def _choose_piece(store, kept_tokens):
     """Tokens that fill an accelerator, where pieces need not share little room with blocks that are kept or fetched."""
-    is_narrow = jax.default_backend() == "cpu" or store == "host" or kept_tokens
-    return (
-        settings.CacheSettings(1).piece_tokens
-        if is_narrow
-        else ACCELERATOR_PIECE_TOKENS
-    )
+    if jax.default_backend() == "cpu" or store == "host" or kept_tokens:
+        return settings.CacheSettings(1).piece_tokens
+    return ACCELERATOR_PIECE_TOKENS
 
 
 def run(params, model: model_settings.ModelSettings, request: Request) -> None:
