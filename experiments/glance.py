@@ -17,7 +17,8 @@ def table() -> str:
         *_needles(),
         _passkeys(
             *(10 * 2**20, 16384, ", asked by the flat route"),
-            **{"answer_route": "flat", "answer_X": 0},
+            answer_route="flat",
+            answer_X=0,
         ),
         _kernel(),
         _layer(),

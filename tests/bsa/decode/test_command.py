@@ -85,7 +85,9 @@ def test_question_and_answer_go_by_a_route_of_their_own(ask, tmp_path):
     assert ask(options=options, load_cache=saved[0]) == answer
     with pytest.raises(ValueError, match="answer_route='near'"):
         ask(options=OPTIONS | {"answer_route": "near"})
-    with pytest.raises(ValueError, match="store='host'.*set X to 0, and decode.answer_X"):
+    with pytest.raises(
+        ValueError, match="store='host'.*set X to 0, and decode.answer_X"
+    ):
         ask(options=OPTIONS | {"answer_X": 64, "store": "host"})
 
 
