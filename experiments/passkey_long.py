@@ -1,6 +1,6 @@
 """Passkeys in real text far longer than the rows that a model was trained on, over depth.
 
-Command: python -m experiments.passkey_long --workdir=runs/small_bookmark [--tokens=1048576,10485760] [--depths=5]
+Command: python -m experiments.passkey_long --workdir=runs/small_bookmark [--tokens=1048576,10485760] [--depths=0,0.25,0.5,0.75,1]
     [--samples=50] [--batch=2] [--kinds=bookmark,window] [--stores=model,int8] [--route=chapters] [--choices=8] [--beam=16]
     [--granularity=block] [--answers=chapters,flat,flat:32]
 Hardware: one H100; the records say which
@@ -190,7 +190,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--tokens", default="1048576,10485760")
-    parser.add_argument("--depths", type=int, default=5)
+    parser.add_argument("--depths", default="0,0.25,0.5,0.75,1")
     parser.add_argument("--samples", type=int, default=50, help="whole batches")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--kinds", default="bookmark,window")
@@ -239,7 +239,7 @@ def main():
                     tokens + 16, arguments.piece, store
                 )
                 empty = caches.empty(models[kind][1], room, arguments.batch)
-                for depth in np.linspace(0, 1, arguments.depths).tolist():
+                for depth in map(float, arguments.depths.split(",")):
                     how = {
                         "device": jax.devices()[0].device_kind,
                         "tokens": tokens,
