@@ -121,11 +121,16 @@ NEEDLES_SMALL = quality_parts.Suite(
         "rnope": _layers("swwsd", (2, 32, 32, 4, 32), "rrrrn"),
         **{
             name: _READING_METHODS[name] | _layers("swwsb", (2, 32, 32, 4, 32), "rrrrn")
-            for name in ("bookmark", "mean_key", "minmax")
+            for name in ("bookmark", "exact_shortlist", "mean_key", "minmax")
         },
     },
     lessons=((0.1, _LESSONS), (0.35, _EXERCISES)),
-    train=_EXERCISES + _parts(_NEEDLES, (256, 512)),
+    train=[
+        *_EXERCISES,
+        *_all_asked(((256, 4), (512, 8)), "niah_multikey_2"),
+        *_all_asked(((512, 4),), "niah_multikey_3"),
+        *_parts(_NEEDLES, (256, 512)),
+    ],
     tests=_parts(_NEEDLES, (512, 2048, 8192), samples=32),
     seeds=(0,),
 )
