@@ -78,7 +78,8 @@ def _recall():
 def _needles():
     """A line for each task that tells methods apart."""
     for task, said in (
-        ("niah_multikey_3", "a needle among 3,400 alike"),
+        ("niah_multikey_2", "a needle among 5,400 alike, keys of two words"),
+        ("niah_multikey_3", "a needle among 3,400 alike, keys of eight digits"),
         ("niah_multiquery", "four needles asked for at once"),
         ("variable_tracking", "a chain of five variables"),
     ):

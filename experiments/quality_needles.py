@@ -15,7 +15,7 @@ def _parts(tasks, lengths, samples=0):
 # digits: so recall comes first, then short texts that ask for several of their needles, and both stay in the mix. The last layer
 # alone sees everything: where an earlier one does too, and without positions, keys of two tokens are not learned. Of the two layers
 # of windows one can count what was answered, the next fetch the key that is asked for then; chunks of 512 in their place learn
-# neither in as many steps (LOG.md). All that select begin as `rnope`, for 4K tokens are cheap to read whole: selectors get the same
+# it later (LOG.md). All that select begin as `rnope`, for 4K tokens are cheap to read whole: selectors get the same
 # heads, learned as fast as dense.
 _READING_BASE = {
     **_knobs("model", D=256, H=4, G=4, K=64, F=704, V=512, L=5, remat="none"),
@@ -28,9 +28,9 @@ _READING_BASE = {
 _ANEW = quality_methods.started("", 0)
 
 
-def _reading(kind, tokens=64, positions="rrrrn"):
+def _reading(kind, tokens=64, positions="rrrrn", window=128):
     """Two tokens, windows twice, four tokens, and a layer of a kind."""
-    return _layers(f"swws{kind}", (2, 128, 128, 4, tokens), positions)
+    return _layers(f"swws{kind}", (2, window, window, 4, tokens), positions)
 
 
 _EXACT = _reading("b") | _knobs("index", store="float32")
@@ -117,10 +117,10 @@ NEEDLES_SMALL = quality_parts.Suite(
         **_knobs("train", steps=1200, learning_rate=3e-3, start_steps=840),
     },
     methods={
-        "window": _reading("w", 64, "rrrrr") | _ANEW,
-        "rnope": _layers("swwsd", (2, 32, 32, 4, 32), "rrrrn"),
+        "window": _reading("w", 64, "rrrrr", window=32) | _ANEW,
+        "rnope": _reading("d", 32, window=32),
         **{
-            name: _READING_METHODS[name] | _layers("swwsb", (2, 32, 32, 4, 32), "rrrrn")
+            name: _READING_METHODS[name] | _reading("b", 32, window=32)
             for name in ("bookmark", "exact_shortlist", "mean_key", "minmax")
         },
     },

@@ -96,8 +96,9 @@ def prepare(
     if not all(stop):
         raise ValueError("decode: an empty stop sequence would end every answer")
     options["stop"] = tuple((token,) for token in words.end)
-    names = ("granularity", "answer_route", "answer_X")
-    ways = {name: options.pop(name) for name in names}
+    ways = {
+        name: options.pop(name) for name in ("granularity", "answer_route", "answer_X")
+    }
     sampling = settings.SamplingSettings(**options)
     needed = len(book_T) + len(question_T) + sampling.max_tokens
     room["capacity_tokens"] = room["capacity_tokens"] or needed + SPARE_TOKENS

@@ -37,12 +37,12 @@ def prefill(
 ):
     """Reads tokens, as many as there are; the same cache whatever the pieces they come in.
 
-    All pieces share what is compiled, the last one padded; a single token is read by the step of `decode_step`.
+    Pieces of a length share what is compiled, the last one padded; a single token is read by the step of `decode_step`.
 
     Args:
         token_BT: int32, on the host.
         count_B: how many of its tokens each row has, on the host; None: T.
-        piece_tokens: tokens of a piece, if fewer than the cache's own; None: these.
+        piece_tokens: tokens of a piece, at most the cache's, which None stands for.
         after_piece: called with the logits and the cache after each piece; True ends reading there.
     Returns:
         logits_BV: float32, of the token after each row's last; 0 for a row that had none. And the cache.
@@ -56,8 +56,8 @@ def prefill(
         raise ValueError("the prompt is empty; give at least one token")
     check_room(cache, int((np.asarray(cache.length_B) + count_B).max()))
     logits_BV = jnp.zeros((B, model.V), jnp.float32)
-    piece = min(piece_tokens or cache.room.piece_tokens, cache.room.piece_tokens)
-    piece = 1 if T == 1 else piece
+    longest = cache.room.piece_tokens
+    piece = 1 if T == 1 else min(piece_tokens or longest, longest)
     # A program of all layers takes long to compile, which pays for the few tokens that answer.
     read = _advance if grow_rows.may_wait(piece, model.index) else advance
     for begin in range(0, T, piece):

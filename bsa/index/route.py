@@ -125,7 +125,7 @@ def search_blocks(
         open_blocks: low_BT and high_BT of the function of that name.
         read: (keys of one row and head, id_X) -> k_XCK, floating.
         is_row: the tokens are all of the row, whose later bookmarks are then not even scored for its earlier tokens.
-        implementation: as in `dispatch`; a kernel (`kernel.can_search`) rounds to bfloat16: near ones may change places.
+        implementation: as in `dispatch`; the kernel (`kernel.can_search`) rounds: nearly equal blocks may change places.
         noise: seed_BGT, uint32, and how many times Gumbel noise of these seeds joins the scores of a flat search: once, and
             bookmarks are drawn without replacement, by the mass that they promise. None: no noise.
     """

@@ -198,6 +198,7 @@ class ModelSettings:
             )
         index = dataclasses.replace(self.index, X=X or self.index.X)
         if route:
-            few = {"route_tokens": index.query_block, "granularity": "token"}
-            index = dataclasses.replace(index, route=route, **few)
+            index = dataclasses.replace(
+                index, route=route, route_tokens=index.query_block, granularity="token"
+            )
         return dataclasses.replace(self, index=index)
