@@ -45,6 +45,7 @@ _READING_METHODS = {
     "window": _reading("w", 256, "rrrrr") | _knobs("index", sink_tokens=0) | _ANEW,
     "streaming": _reading("w", 256, "rrrrr") | _ANEW,
     **quality_methods.selectors(_reading("b"), A=4),
+    "minmax_6": _reading("b") | quality_methods.MINMAX | _knobs("index", A=6, J=128),
     "points_8": _reading("b") | _knobs("index", R=8),
     "exact_shortlist": _reading("b") | _knobs("index", R=8, X=32),
     "moba": _reading("b", 16, "rrrrr")
