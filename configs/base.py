@@ -26,6 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.qk_norm = True  # RMS-normalise queries and keys: keeps logits, and so routing scores, in range
     model.rope_theta = 10_000.0  # base of the rotary frequencies
     model.rope_scaling = scaling = ml_collections.ConfigDict()
+    model.temperature_tokens = 0  # global layers (d, b, f) without RoPE multiply a token's query by 1 + gain * log(1 + position // tokens), as Llama 4 does: attention stays sharp in texts far longer than those it was learned on, whose length this is; 0: never
+    model.temperature_gain = 0.1  # the gain in that
     model.norm_eps = 1e-6
     model.qkv_bias = False  # whether queries, keys and values have biases (Qwen2)
     model.tied = True  # whether the embeddings give the logits, too

@@ -2,7 +2,7 @@
 
 Command: python -m experiments.passkey_long --workdir=runs/small_bookmark [--tokens=1048576,10485760] [--depths=0,0.25,0.5,0.75,1]
     [--samples=50] [--batch=2] [--kinds=bookmark,window] [--stores=model,int8] [--route=chapters] [--choices=8] [--beam=16]
-    [--granularity=block] [--answers=chapters,flat,flat:32]
+    [--granularity=block] [--answers=chapters,flat,flat:32,flat:256:16384]
 Hardware: one H100; the records say which
 Output: experiments/results/passkey_long.json; cells measured before on the same device stay
 
@@ -13,7 +13,8 @@ the lower one of two; in a store's first cell one batch waits for the compiler. 
 `read_tokens_per_s`, over all rows of a batch, is the best of its batches. With `--granularity=block` the 16 tokens of a
 query block choose together while the text is read; a token that answers always chooses for itself. A text is read once and
 asked in each way of `--answers`: "flat" looks through all bookmarks for question and answer alone, whose tokens then choose
-each for itself; in "flat:32" exact keys pick the blocks out of the 32 best.
+each for itself; in "flat:32" exact keys pick the blocks out of the 32 best; in "flat:256:16384" attention is sharper beyond
+so many tokens, too (`model.temperature_tokens`).
 
 Where a sample fails: `digits` is the share of single digits that are right, `key_read` the share of samples in which some
 head of a bookmark layer reads a block of the key when the first digit is drawn, and `blocks_read` how many blocks such a
@@ -52,7 +53,7 @@ def load(workdir):
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         },
     )
-    run = settings.from_config(ml_collections.ConfigDict(kept))
+    run = settings.from_config(ml_collections.ConfigDict(settings.complete(kept)))
     params, steps = loop.restore_params(run, meshes.make_mesh(run.mesh), workdir)
     return run, jax.tree.map(jnp.asarray, jax.device_get(params)), steps
 
@@ -66,16 +67,10 @@ def without_choices(params, model):
 def reading_model(model, tokens, arguments):
     """The model by `decode.long_index`, with as many choices and chapters looked into as asked for, and lists with room for all."""
     index = decode.long_index(model.index, tokens, arguments.route)
-    A = arguments.choices or index.A
-    # A query block reads what its tokens chose and those before it whose choices are open. Neighbours choose alike in
-    # texts of the trained length, less so in longer ones; and what has no room is what the latest tokens chose.
-    J = (index.query_block + index.open_tokens - 1) * A
-    J += (max(model.window_tokens) + index.sink_tokens) // index.C
-    J += max(index.query_block // index.C, 1) - 1
     index = dataclasses.replace(
-        index, A=A, J=max(index.J, J), beam=arguments.beam or index.beam
+        index, A=arguments.choices or index.A, beam=arguments.beam or index.beam
     )
-    return dataclasses.replace(model, index=index)
+    return dataclasses.replace(model, index=index).with_room()
 
 
 def documents(run, tokens, depth, samples):
@@ -134,9 +129,10 @@ def measure(params, model, empty, batch, ways):
 
 
 def ask_by(model, way):
-    """`ModelSettings.answer_by` the way "ROUTE" or "ROUTE:X"; that of reading if it says the same."""
-    route, _, X = way.partition(":")
-    return model.answer_by("" if route == model.index.route else route, int(X or 0))
+    """`ModelSettings.answer_by` the way "ROUTE[:X[:TEMPERATURE_TOKENS]]"; that of reading if it says the same."""
+    route, *numbers = way.split(":")
+    route = "" if route == model.index.route else route
+    return model.answer_by(route, *map(int, numbers))
 
 
 def how_read(readings, block_id_BX):
@@ -168,11 +164,12 @@ def cell(run, params, model, empty, place, arguments):
         rates.append(rate)
     for way in ways:
         right, reads, ms = zip(*found[way])
-        asks = ask_by(model, way).index
+        asks = ask_by(model, way)
         has_choices = None not in reads
         yield {
-            "answer_route": asks.route,
-            "answer_X": asks.X,
+            "answer_route": asks.index.route,
+            "answer_X": asks.index.X,
+            "answer_temperature_tokens": asks.temperature_tokens,
             "accuracy": float(np.concatenate(right).all(1).mean()),
             "digits": float(np.concatenate(right).mean()),
             "key_read": float(np.mean([x[1] for x in reads])) if has_choices else None,
@@ -199,7 +196,7 @@ def parse():
     parser.add_argument(
         "--answers",
         default="",
-        help="how question and answer choose: --route (alone by default) or flat, with :X by a shortlist",
+        help="how question and answer choose: --route (alone by default) or flat, with :X by a shortlist, :X:N sharper after N tokens",
     )
     parser.add_argument("--piece", type=int, default=1024)
     parser.add_argument(
@@ -226,7 +223,8 @@ def main():
     }
     way = (
         *("device", "tokens", "depth", "kind", "store", "route"),
-        *("A", "beam", "granularity", "answer_route", "answer_X"),
+        *("A", "beam", "granularity"),
+        *("answer_route", "answer_X", "answer_temperature_tokens"),
     )
     origin = provenance.provenance()
     for tokens in map(int, arguments.tokens.split(",")):

@@ -221,7 +221,7 @@ def row_tokens(cell: Cell, run: settings.RunSettings, part: quality_parts.Part) 
 def test_task(run, mesh, part: quality_parts.Part, num: int, answer) -> dict:
     """Score over whole batches of `num` examples, at least `part.samples` of them."""
     task, num_tokens = make_task(part, run), part.num_tokens
-    scores, attended = [], []
+    scores, attended, refused = [], [], []
     for first in range(0, part.samples, num):
         batch, answer_id_BT = catalogue.test_batch(
             *(task, num_tokens, range(first, first + num), TEST_SEED), run.data.T
@@ -232,10 +232,12 @@ def test_task(run, mesh, part: quality_parts.Part, num: int, answer) -> dict:
             hit_BT.reshape(answer_id_BT.shape), answer_id_BT
         ).tolist()
         attended.append(float(figures["attended_tokens"]))
+        refused.append(float(figures.get("refused_choices", 0)))
     return {
         "task": _named(part),
         "length": num_tokens,
         "attended_tokens": float(np.mean(attended)),
+        "refused_choices": float(np.mean(refused)),
         "score": float(np.mean(scores)),
         "chance": task.chance(num_tokens),
     }
@@ -245,7 +247,11 @@ def test_text(run, mesh, params, part: quality_parts.Part) -> list[dict]:
     """Bits per byte of rows that long, whole and by position: `length` ends at the bucket's end there."""
     corpus = sources.open_corpus(run.data)
     result = evaluate.Evaluator(run, corpus, mesh).bits_per_byte(params, part.samples)
-    row = {"attended_tokens": result["attended_tokens"], "chance": 8.0}
+    row = {
+        "attended_tokens": result["attended_tokens"],
+        "refused_choices": result.get("refused_choices", 0.0),
+        "chance": 8.0,
+    }
     whole = {
         "task": "bits_per_byte",
         "length": part.num_tokens,

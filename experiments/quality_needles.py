@@ -16,11 +16,12 @@ def _parts(tasks, lengths, samples=0):
 # alone sees everything: where an earlier one does too, and without positions, keys of two tokens are not learned. Of the two layers
 # of windows one can count what was answered, the next fetch the key that is asked for then; chunks of 512 in their place learn
 # it later (LOG.md). All that select begin as `rnope`, for 4K tokens are cheap to read whole: selectors get the same
-# heads, learned as fast as dense.
+# heads, learned as fast as dense. Lists have room for whatever is chosen: far beyond the trained length neighbours choose less
+# alike, and what finds no room is what the last tokens chose, those that answer.
 _READING_BASE = {
     **_knobs("model", D=256, H=4, G=4, K=64, F=704, V=512, L=5, remat="none"),
     **_knobs("model", chunk_tokens=512),
-    **_knobs("index", A=4, J=96, R=4, store="bfloat16"),
+    **_knobs("index", A=4, J=136, R=4, store="bfloat16"),
     **_knobs("data", B=16, T=4096, passkey_share=0.0),
     **_knobs("train", steps=8000, learning_rate=2e-3, warmup_steps=50),
     **quality_methods.started("swwsd", 6000),
@@ -45,7 +46,7 @@ _READING_METHODS = {
     "window": _reading("w", 256, "rrrrr") | _knobs("index", sink_tokens=0) | _ANEW,
     "streaming": _reading("w", 256, "rrrrr") | _ANEW,
     **quality_methods.selectors(_reading("b"), A=4),
-    "minmax_6": _reading("b") | quality_methods.MINMAX | _knobs("index", A=6, J=128),
+    "minmax_6": _reading("b") | quality_methods.MINMAX | _knobs("index", A=6, J=192),
     "points_8": _reading("b") | _knobs("index", R=8),
     "exact_shortlist": _reading("b") | _knobs("index", R=8, X=32),
     "moba": _reading("b", 16, "rrrrr")
@@ -112,7 +113,7 @@ NEEDLES_SMALL = quality_parts.Suite(
     base=_READING_BASE
     | {
         **_knobs("model", D=128, K=32, F=256, dtype="float32"),
-        **_knobs("index", C=8, query_block=16, J=32, store="float32"),
+        **_knobs("index", C=8, query_block=16, J=98, store="float32"),
         **_knobs("index", open_tokens=8, sink_tokens=8),
         **_knobs("data", T=512),
         **_knobs("train", steps=1200, learning_rate=3e-3, start_steps=840),

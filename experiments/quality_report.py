@@ -15,8 +15,9 @@ ORIGIN = ("commit", "date", "device")
 def write(suite: str, found: list[dict], folder: pathlib.Path) -> None:
     """Records of a suite's cells, in place of those that were there of the same method and seed; others stay.
 
-    Records: suite, task, method, seed, length (tokens), attended_tokens (mean over tokens and layers), params,
-    train_tokens, score, chance, and the cell's own commit, date and device.
+    Records: suite, task, method, seed, length (tokens), attended_tokens (mean over tokens and layers), refused_choices (that
+    found no room in a list, mean over lists and bookmark layers), params, train_tokens, score, chance, and the cell's own
+    commit, date and device.
     """
     rows = [
         row | {name: cell["origin"][name] for name in ORIGIN}

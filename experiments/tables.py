@@ -157,11 +157,12 @@ def passkeys() -> str:
     result = record.read("passkey_long")
     names = (
         *("trained_tokens", "trained_steps", "tokens", "kind", "store", "route"),
-        *("granularity", "answer_route", "answer_X", "A", "beam", "device"),
+        *("granularity", "answer_route", "answer_X", "answer_temperature_tokens"),
+        *("A", "beam", "device"),
     )
     lines = [
-        "| trained on | steps | tokens | kind | cache | route | read by | asked by | shortlist | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
-        "|---" * 16 + "|",
+        "| trained on | steps | tokens | kind | cache | route | read by | asked by | shortlist | sharper after | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
+        "|---" * 17 + "|",
     ]
     by_cell = {}
     for row in sorted(result["records"], key=lambda row: row["depth"]):

@@ -22,12 +22,11 @@ SPARE_TOKENS = 4096
 DEFAULTS = (
     dataclasses.asdict(settings.SamplingSettings())
     | dataclasses.asdict(settings.CacheSettings(1))
-    | {"capacity_tokens": 0, "piece_tokens": 0, "granularity": "token"}
-    | {"answer_route": "", "answer_X": 0}
+    | dataclasses.asdict(settings.ReadingSettings())
+    | {"capacity_tokens": 0, "piece_tokens": 0}
 )
-"""Fields of `settings.CacheSettings` and `settings.SamplingSettings`, `index.granularity` of reading, and route and shortlist of
-question and answer. A capacity of 0 is what text, question and answer need, and SPARE_TOKENS; pieces of 0 tokens are as long as suits
-the device. An answer ends with the first of the strings `stop` that it contains."""
+"""Fields of the three kinds of settings. A capacity of 0 is what text, question and answer need, and SPARE_TOKENS; pieces of 0
+tokens are as long as suits the device. An answer ends with the first of the strings `stop` that it contains."""
 
 ACCELERATOR_PIECE_TOKENS = 16384
 """The search of a key/value head then has 128 thread blocks, about as many as a Hopper card has multiprocessors."""
@@ -46,11 +45,6 @@ class Request:
         save_cache: file for what was read, before the question; "": none.
         load_cache: such a file, of this text or of its beginning; "": none.
         page: HTML file of what the answer rests on; "": none.
-        granularity: of the choices by which text and question are read, see `configs/base.py`; a file of what was read is
-            asked about by the same.
-        answer_route: "flat": question and answer look through all bookmarks, however the text was read: few tokens, so it
-            costs little, and finds what two levels of chapters miss in millions of tokens. "": by the model's route.
-        answer_X: shortlist of question and answer, whose exact keys pick the blocks, see `index.X`; 0: the model's own.
     """
 
     book_T: np.ndarray
@@ -61,9 +55,7 @@ class Request:
     save_cache: str
     load_cache: str
     page: str
-    granularity: str
-    answer_route: str
-    answer_X: int
+    reading: settings.ReadingSettings
     room: settings.CacheSettings
     sampling: settings.SamplingSettings
 
@@ -90,15 +82,12 @@ def prepare(
     options = dict(options)
     book_T = np.asarray(words.begin(_read_text(prompt_file)), np.int32)
     question_T = np.asarray(words.go_on(question), np.int32)
-    names = [field.name for field in dataclasses.fields(settings.CacheSettings)]
-    room = {name: options.pop(name) for name in names}
+    room = _pop(options, settings.CacheSettings)
+    reading = _pop(options, settings.ReadingSettings)
     stop = tuple(options["stop"])
     if not all(stop):
         raise ValueError("decode: an empty stop sequence would end every answer")
     options["stop"] = tuple((token,) for token in words.end)
-    ways = {
-        name: options.pop(name) for name in ("granularity", "answer_route", "answer_X")
-    }
     sampling = settings.SamplingSettings(**options)
     needed = len(book_T) + len(question_T) + sampling.max_tokens
     room["capacity_tokens"] = room["capacity_tokens"] or needed + SPARE_TOKENS
@@ -111,11 +100,17 @@ def prepare(
         question_T=question_T,
         words=words,
         stop=stop,
-        **ways,
+        reading=settings.ReadingSettings(**reading),
         room=settings.CacheSettings(**room),
         sampling=sampling,
         **paths,
     )
+
+
+def _pop(options, kind):
+    """Takes a dataclass' fields out of the options."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: options.pop(name) for name in names}
 
 
 def _choose_piece(store, kept_tokens):
@@ -135,8 +130,7 @@ def run(params, model: model_settings.ModelSettings, request: Request) -> None:
         ValueError, OSError: input that cannot work.
     """
     sampling = request.sampling
-    model = model.read_by(request.granularity)
-    answering = model.answer_by(request.answer_route, request.answer_X)
+    model, answering = request.reading.models(model)
     prompt_T = np.concatenate([request.book_T, request.question_T])
     # On no mesh: the fresh cache is on none, and a step that changed that would compile twice.
     params = jax.tree.map(jnp.asarray, jax.device_get(params))

@@ -40,6 +40,35 @@ class CacheSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadingSettings:
+    """By what a text, and the question and answer after it, choose what they read.
+
+    Attributes:
+        granularity: `index.granularity` of text and question, see `configs/base.py`; a file of what was read is asked about
+            by the same.
+        answer_route: "flat": question and answer look through all bookmarks, however the text was read: few tokens, so it
+            costs little, and finds what two levels of chapters miss in millions of tokens. "": by the model's route.
+        answer_X: shortlist of question and answer, whose exact keys pick the blocks, see `index.X`; 0: the model's own.
+        answer_temperature_tokens: `model.temperature_tokens` of question and answer; 0: the model's own.
+    """
+
+    granularity: str = "token"
+    answer_route: str = ""
+    answer_X: int = 0
+    answer_temperature_tokens: int = 0
+
+    def models(self, model):
+        """The model as it reads a text, and as it is asked about one; raises ValueError where either cannot be.
+
+        Its lists have room for all that is chosen, whatever they had in training.
+        """
+        reading = model.with_room().read_by(self.granularity)
+        return reading, reading.answer_by(
+            self.answer_route, self.answer_X, self.answer_temperature_tokens
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplingSettings:
     """How the next token is drawn, and when to end.
 

@@ -124,6 +124,12 @@ class IndexSettings:
                 f"index: route_tokens={self.route_tokens} is no multiple of query_block={self.query_block}"
             )
 
+    def longest_list(self, window_tokens: int) -> int:
+        """Blocks of a list in which all that can be chosen finds room, beside a window."""
+        num_local = (window_tokens + self.sink_tokens) // self.C
+        num_local += more_reached(self.query_block, self.C)
+        return num_local + (self.query_block + self.open_tokens - 1) * self.A
+
     def _check_choices(self):
         for name, known in (
             ("query_pool", QUERY_POOLS),
@@ -189,3 +195,10 @@ class IndexSettings:
             raise ValueError(
                 f"index: a frontier of {self.frontier} cannot give the {max(self.X, self.A)} bookmarks wanted of it; raise it"
             )
+
+
+def more_reached(query_block: int, key_block: int) -> int:
+    """How many more blocks the windows of a query block's tokens reach together than one token's does."""
+    if query_block % key_block == 0 or key_block % query_block == 0:
+        return max(query_block // key_block, 1) - 1
+    return (query_block + key_block - 2) // key_block

@@ -101,11 +101,7 @@ def _local_blocks(view, block):
     """Ids of the blocks that some token of each query block always reads; -1 for none, repeats allowed."""
     low_BQ, first_BQ = view.low_BT[:, ::block, None], view.first_BT[:, ::block, None]
     last_BQ = view.own_BT[:, block - 1 :: block, None]
-    straddled = (block + view.key_block - 2) // view.key_block
-    aligned = block % view.key_block == 0 or view.key_block % block == 0
-    reach = view.num_blocks + (
-        max(block // view.key_block, 1) - 1 if aligned else straddled
-    )
+    reach = view.num_blocks + settings.more_reached(block, view.key_block)
     window = low_BQ + jnp.arange(reach, dtype=jnp.int32)
     sinks = first_BQ + jnp.arange(view.sink_blocks, dtype=jnp.int32)
     both = jnp.concatenate([window, sinks], -1)

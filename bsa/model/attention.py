@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bsa.index import learn, local, metrics, turn, unite
-from bsa.model import dense, settings
+from bsa.model import dense, settings, temperature
 from bsa.parallel import attend as attend_lib
 from bsa.parallel import mesh, select
 from pallas_kernels import selection
@@ -38,6 +38,7 @@ class Heads(NamedTuple):
         boundary: what finds learned spans; None: spans are not learned.
         again_HKK: what heads found (second K), times this, joins their queries (last K) and they search and read once
             more; None: they don't.
+        sharpness_BT: float32, what queries were multiplied with, for what joins them; None: nothing.
     """
 
     q_BTHK: jax.Array
@@ -49,11 +50,12 @@ class Heads(NamedTuple):
     filter_CGK: jax.Array | None = None
     boundary: turn.Boundary | None = None
     again_HKK: jax.Array | None = None
+    sharpness_BT: jax.Array | None = None
 
     def ask_again(self, found_BTHK):
         """Those that search and read the second time."""
         more_BTHK = jnp.einsum("BTHL,HLK->BTHK", found_BTHK, self.again_HKK)
-        q_BTHK = self.q_BTHK + more_BTHK
+        q_BTHK = self.q_BTHK + temperature.sharpen(more_BTHK, self.sharpness_BT)
         return self._replace(
             q_BTHK=q_BTHK, sought=(q_BTHK, self.sought[1]), again_HKK=None
         )

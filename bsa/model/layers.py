@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bsa.index import turn
-from bsa.model import attention, rope, settings
+from bsa.model import attention, rope, settings, temperature
 from bsa.parallel import mesh, pieces
 
 INITIAL_STD = 0.02
@@ -63,9 +63,15 @@ class Attention(nn.Module):
         if m.positions[self.layer] == "r":
             q_BTHK = rope.rotate(q_BTHK, position_BT, m.rope_theta, m.rope_scaling)
             k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta, m.rope_scaling)
+        sharpness_BT = None
+        if m.has_temperature(self.layer):
+            sharpness_BT = temperature.sharpness(position_BT, m)
+            q_BTHK = temperature.sharpen(q_BTHK, sharpness_BT)
         self.sow("intermediates", "query", q_BTHK)
         self.sow("intermediates", "key", k_BSGK)
-        heads = attention.Heads(q_BTHK, k_BSGK, v_BSGK, (q_BTHK, k_BSGK))
+        heads = attention.Heads(
+            *(q_BTHK, k_BSGK, v_BSGK, (q_BTHK, k_BSGK)), sharpness_BT=sharpness_BT
+        )
         if m.pattern[self.layer] == "b":
             heads = self._with_choosing(heads, unturned, x_BTD)
         out_BTHK, figures = self.attend(

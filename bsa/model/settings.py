@@ -6,6 +6,8 @@ from bsa.index import settings as index_settings
 from bsa.model import rope
 
 KINDS = "dswcbf"
+GLOBAL_KINDS = "dbf"
+"""Those that see everything before a token."""
 POSITIONS = "rn"
 REMATS = ("none", "layer", "dots", "offload")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -51,6 +53,8 @@ class ModelSettings:
     branch_gates: bool = False
     span_mean_blocks: float = 2.0
     ask_again: bool = False
+    temperature_tokens: int = 0
+    temperature_gain: float = 0.1
 
     def __post_init__(self):
         for name in "DHGKFVL":
@@ -97,6 +101,11 @@ class ModelSettings:
         if self.mlp_tokens < 0:
             raise ValueError(
                 f"model: mlp_tokens={self.mlp_tokens} cannot be negative; 0 is all at once"
+            )
+        if self.temperature_tokens < 0 or self.temperature_gain < 0:
+            raise ValueError(
+                f"model: temperature_tokens={self.temperature_tokens} and temperature_gain={self.temperature_gain} cannot be "
+                "negative; 0 tokens is no temperature"
             )
         if self.chunk_tokens < 1:
             raise ValueError(
@@ -169,17 +178,36 @@ class ModelSettings:
         """Whether bookmark layers add something to the logits of chosen blocks."""
         return bool(self.score_weight or self.mass_weight)
 
+    def has_temperature(self, letter: int) -> bool:
+        """Whether attention is sharper beyond `temperature_tokens`: in layers without RoPE that see everything."""
+        sees_all = self.pattern[letter] in GLOBAL_KINDS
+        return bool(
+            self.temperature_tokens and sees_all and self.positions[letter] == "n"
+        )
+
     def first_alike(self, letter: int) -> int:
         """The first place in the pattern that differs from `letter` by its parameters alone."""
         looks = list(zip(self.pattern, self.positions, self.window_tokens))
         return looks.index(looks[letter])
+
+    def with_room(self) -> "ModelSettings":
+        """The same model, with lists that have room for all that is chosen: for texts longer than those it learned on.
+
+        There neighbours choose less alike, and what finds no room is what the latest tokens chose, see `unite.unite`.
+        """
+        index = self.index
+        longest = index.longest_list(max(self.window_tokens))
+        index = dataclasses.replace(index, J=max(index.J, longest))
+        return dataclasses.replace(self, index=index)
 
     def read_by(self, granularity: str) -> "ModelSettings":
         """The same model, for reading prompts by another `index.granularity`."""
         index = dataclasses.replace(self.index, granularity=granularity)
         return dataclasses.replace(self, index=index)
 
-    def answer_by(self, route: str, X: int = 0) -> "ModelSettings":
+    def answer_by(
+        self, route: str, X: int = 0, temperature_tokens: int = 0
+    ) -> "ModelSettings":
         """The same model, for asking about what was read: by `index.route` (""), or "flat", through all bookmarks.
 
         By the flat route each token chooses for itself, however the text was read, and `index.query_block` of them at a
@@ -187,6 +215,7 @@ class ModelSettings:
 
         Args:
             X: the shortlist whose exact keys pick the blocks; 0: that of reading.
+            temperature_tokens: beyond so many tokens attention is sharper, see `configs/base.py`; 0: as in reading.
 
         Raises:
             ValueError: another route, which would want chapters or links that the text was not read with; or X is less
@@ -201,4 +230,5 @@ class ModelSettings:
             index = dataclasses.replace(
                 index, route=route, route_tokens=index.query_block, granularity="token"
             )
-        return dataclasses.replace(self, index=index)
+        tokens = temperature_tokens or self.temperature_tokens
+        return dataclasses.replace(self, index=index, temperature_tokens=tokens)

@@ -25,7 +25,7 @@ from tests.experiments.test_index_recall import ROOT
 
 COLUMNS = {
     *("suite", "task", "method", "seed", "length", "attended_tokens", "params"),
-    *("train_tokens", "score", "chance"),
+    *("train_tokens", "score", "chance", "refused_choices"),
 }
 
 

@@ -22,6 +22,8 @@ MIXED = dataclasses.replace(
     chunk_tokens=50,
     index=INDEX,
     ask_again=True,
+    temperature_tokens=60,
+    temperature_gain=0.3,
 )
 
 
