@@ -22,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.pattern = "wwwb"  # kinds of layers, repeated: d dense, s sliding (exact, no sinks), w window + sinks, c chunked, b bookmark, f follows the b before it: reads the same lists, has no index
     model.positions = "rrrn"  # per letter of the pattern: r RoPE, n none. Global layers without positions extrapolate
     model.window_tokens = (256, 256, 256, 256)  # per letter: tokens of the local window, in whole blocks (w and b), any number (s)
+    model.window_sinks = True  # whether window layers (w) read the document's first tokens, too, as bookmark layers do. With RoPE their distance tells a token its place in the text: what is learned by it fails beyond the trained length
     model.chunk_tokens = 8192  # length of the chunks of c layers
     model.qk_norm = True  # RMS-normalise queries and keys: keeps logits, and so routing scores, in range
     model.rope_theta = 10_000.0  # base of the rotary frequencies
@@ -63,7 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     index.spans = "alike"  # what ends a span: "alike" (span_similarity), or "learned" (blocks that turn away from the one before them)
     index.span_similarity = 0.8  # a span ends before the block that is less like its mean than this; see similarity
     index.query_block = 16  # tokens whose choices share one list (at most 32, the bits of a token mask)
-    index.J = 128  # longest list of a query block, in blocks: 128 suit 8 choices that stay open for 16 tokens; what does not fit is refused in order of time, and counted
+    index.J = 128  # longest list of a query block, in blocks: 128 suit 8 choices that stay open for 16 tokens; what does not fit is refused in order of time, and counted (refused_choices). In texts far longer than trained none is refused by (query_block + open_tokens - 1) * A and the local blocks, see `ModelSettings.with_room`
     index.sink_tokens = 16  # first tokens of the document, always read; whole blocks
     index.R = 2  # points (cluster means of keys) per bookmark
     index.lloyd_steps = 2  # refinements of the points

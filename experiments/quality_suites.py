@@ -153,6 +153,7 @@ SUITES = {
     "smoke": SMOKE,
     "mqar": MQAR,
     "needles": quality_needles.NEEDLES,
+    "needles_96": quality_needles.NEEDLES_96,
     "needles_small": quality_needles.NEEDLES_SMALL,
     "mqar_small": MQAR_SMALL,
     "hops": HOPS,

@@ -207,7 +207,7 @@ TABLES = {
     "recall": functools.partial(suite, "mqar"),
     "hops": functools.partial(suite, "hops"),
     "text": functools.partial(suite, "lm", "bits_per_byte"),
-    "needles": functools.partial(suite, "needles"),
+    "needles": functools.partial(suite, "needles_96"),
     "needles_small": functools.partial(suite, "needles_small"),
     "ablations": functools.partial(suite, "ablations"),
     "train_1m": train_1m,

@@ -118,7 +118,7 @@ def local_blocks(model: model_settings.ModelSettings, letter: int) -> tuple[int,
         return (model.chunk_tokens - 1) // C + 2, 0
     if kind == "s":
         return -(-(model.window_tokens[letter] - 1) // C) + 1, 0
-    return model.window_tokens[letter] // C, model.index.sink_tokens // C
+    return model.window_tokens[letter] // C, model.sink_tokens(letter) // C
 
 
 def num_bytes(cache: Cache) -> int:

@@ -193,7 +193,7 @@ def _view(position_BT, segment_id_BT, model, layer):
     view = local.window(
         position_BT,
         window_tokens=window_tokens,
-        sink_tokens=model.index.sink_tokens,
+        sink_tokens=model.sink_tokens(layer),
         key_block=model.index.C,
     )
     return view, segment_id_BT, None

@@ -55,6 +55,7 @@ class ModelSettings:
     ask_again: bool = False
     temperature_tokens: int = 0
     temperature_gain: float = 0.1
+    window_sinks: bool = True
 
     def __post_init__(self):
         for name in "DHGKFVL":
@@ -177,6 +178,11 @@ class ModelSettings:
     def is_biased(self) -> bool:
         """Whether bookmark layers add something to the logits of chosen blocks."""
         return bool(self.score_weight or self.mass_weight)
+
+    def sink_tokens(self, letter: int) -> int:
+        """First tokens of the document that a layer always reads: of kinds w, b and f."""
+        reads = self.pattern[letter] in ("wbf" if self.window_sinks else "bf")
+        return self.index.sink_tokens if reads else 0
 
     def has_temperature(self, letter: int) -> bool:
         """Whether attention is sharper beyond `temperature_tokens`: in layers without RoPE that see everything."""

@@ -28,7 +28,11 @@ MIXED = dataclasses.replace(
 
 
 ALIKE = dataclasses.replace(
-    MIXED, pattern="wwb", positions="rrn", window_tokens=(16,) * 3
+    MIXED,
+    pattern="wwb",
+    positions="rrn",
+    window_tokens=(16,) * 3,
+    window_sinks=False,
 )
 """Six layers of two kinds: those of a kind differ by their parameters alone."""
 

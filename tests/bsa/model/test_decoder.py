@@ -267,6 +267,7 @@ def test_rope_depends_on_distance_only():
         ({"window_tokens": (16,)}, "one entry for each letter"),
         ({"window_tokens": (16, 6)}, "whole blocks"),
         ({"remat": "all"}, "remat='all'"),
+        ({"temperature_tokens": -1}, "0 tokens is no temperature"),
         ({"score_noise": 1.0, "index": SHORTLIST}, "choose at once"),
         ({"route_before_rope": True, "index": SHORTLIST}, "reads attention's keys"),
         ({"route_before_rope": True, "route_width": 4}, "have no positions"),
