@@ -14,6 +14,7 @@ from bsa.decode import blocks, settings
 from bsa.decode import host as hosts
 from bsa.decode import pages as paging
 from bsa.index import grow, grow_rows
+from bsa.model import attention
 from bsa.model import settings as model_settings
 
 
@@ -118,7 +119,7 @@ def local_blocks(model: model_settings.ModelSettings, letter: int) -> tuple[int,
         return (model.chunk_tokens - 1) // C + 2, 0
     if kind == "s":
         return -(-(model.window_tokens[letter] - 1) // C) + 1, 0
-    return model.window_tokens[letter] // C, model.sink_tokens(letter) // C
+    return model.window_tokens[letter] // C, attention.sink_tokens(model, letter) // C
 
 
 def num_bytes(cache: Cache) -> int:

@@ -193,10 +193,16 @@ def _view(position_BT, segment_id_BT, model, layer):
     view = local.window(
         position_BT,
         window_tokens=window_tokens,
-        sink_tokens=model.sink_tokens(layer),
+        sink_tokens=sink_tokens(model, layer),
         key_block=model.index.C,
     )
     return view, segment_id_BT, None
+
+
+def sink_tokens(model: settings.ModelSettings, letter: int) -> int:
+    """First tokens of the document that a layer always reads: of kinds w, b and f."""
+    reads = model.pattern[letter] in ("wbf" if model.window_sinks else "bf")
+    return model.index.sink_tokens if reads else 0
 
 
 def _read_means(heads, segment_id_BT, view, placement):

@@ -179,11 +179,6 @@ class ModelSettings:
         """Whether bookmark layers add something to the logits of chosen blocks."""
         return bool(self.score_weight or self.mass_weight)
 
-    def sink_tokens(self, letter: int) -> int:
-        """First tokens of the document that a layer always reads: of kinds w, b and f."""
-        reads = self.pattern[letter] in ("wbf" if self.window_sinks else "bf")
-        return self.index.sink_tokens if reads else 0
-
     def has_temperature(self, letter: int) -> bool:
         """Whether attention is sharper beyond `temperature_tokens`: in layers without RoPE that see everything."""
         sees_all = self.pattern[letter] in GLOBAL_KINDS

@@ -95,7 +95,7 @@ def test_layers_follow_the_policy():
 
 
 def test_a_published_model_is_asked_in_its_own_words(folder, tmp_path):
-    """The greedy answer of the parallel pass, until a string or an end that the checkpoint names; a saved book again."""
+    """The greedy answer of the parallel pass with room for all choices, until a string or an end that the checkpoint names; a saved book again."""
     text = (folder / "long.txt").read_text()[: 3 * T]
     (tmp_path / "book.txt").write_text(text)
     run = run_of(folder, "b")
@@ -124,7 +124,7 @@ def test_a_published_model_is_asked_in_its_own_words(folder, tmp_path):
         token_BT = jnp.pad(jnp.array([tokens]), ((0, 0), (0, -len(tokens) % 8)))
         place_BT = jnp.arange(token_BT.shape[1])[None]
         hidden, _ = decoder.apply(
-            params, token_BT, jnp.ones_like(token_BT), place_BT, model
+            params, token_BT, jnp.ones_like(token_BT), place_BT, model.with_room()
         )
         logits_V = hidden[0, len(tokens) - 1] @ decoder.head(params).T
         tokens.append(int(logits_V.argmax()))
