@@ -98,7 +98,7 @@ def _needles():
         ]
         others = {
             f"min-max ({read[1]} read)": f"{_mean(bounds, 'score'):.3f}",
-            f"reading all ({read[2]} a layer; one seed)": f"{_mean(everything, 'score'):.3f}",
+            f"reading all ({read[2]} read, one seed)": f"{_mean(everything, 'score'):.3f}",
         }
         what = (
             f"{said}, 65,536 tokens, trained on 4,096 ({len(ours)} seeds, lists of 96 blocks), by a shortlist of"

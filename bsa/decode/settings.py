@@ -1,6 +1,8 @@
-"""How a text is kept and how tokens are drawn. Checked once, static everywhere below."""
+"""How a text is kept, by what it is read and asked about, and how tokens are drawn. Checked once, static everywhere below."""
 
 import dataclasses
+
+from bsa.model import settings as model_settings
 
 STORES = ("model", "int8", "host")
 
@@ -57,10 +59,13 @@ class ReadingSettings:
     answer_X: int = 0
     answer_temperature_tokens: int = 0
 
-    def models(self, model):
-        """The model as it reads a text, and as it is asked about one; raises ValueError where either cannot be.
+    def models(
+        self, model: model_settings.ModelSettings
+    ) -> tuple[model_settings.ModelSettings, model_settings.ModelSettings]:
+        """The model as it reads a text, and as it is asked about one: with room in its lists for all that is chosen.
 
-        Its lists have room for all that is chosen, whatever they had in training.
+        Raises:
+            ValueError: it cannot be read or asked so.
         """
         reading = model.with_room().read_by(self.granularity)
         return reading, reading.answer_by(

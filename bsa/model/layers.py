@@ -63,10 +63,8 @@ class Attention(nn.Module):
         if m.positions[self.layer] == "r":
             q_BTHK = rope.rotate(q_BTHK, position_BT, m.rope_theta, m.rope_scaling)
             k_BSGK = rope.rotate(k_BSGK, position_BT, m.rope_theta, m.rope_scaling)
-        sharpness_BT = None
-        if m.has_temperature(self.layer):
-            sharpness_BT = temperature.sharpness(position_BT, m)
-            q_BTHK = temperature.sharpen(q_BTHK, sharpness_BT)
+        sharpness_BT = temperature.sharpness(position_BT, m, self.layer)
+        q_BTHK = temperature.sharpen(q_BTHK, sharpness_BT)
         self.sow("intermediates", "query", q_BTHK)
         self.sow("intermediates", "key", k_BSGK)
         heads = attention.Heads(

@@ -6,8 +6,6 @@ from bsa.index import settings as index_settings
 from bsa.model import rope
 
 KINDS = "dswcbf"
-GLOBAL_KINDS = "dbf"
-"""Those that see everything before a token."""
 POSITIONS = "rn"
 REMATS = ("none", "layer", "dots", "offload")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -178,13 +176,6 @@ class ModelSettings:
     def is_biased(self) -> bool:
         """Whether bookmark layers add something to the logits of chosen blocks."""
         return bool(self.score_weight or self.mass_weight)
-
-    def has_temperature(self, letter: int) -> bool:
-        """Whether attention is sharper beyond `temperature_tokens`: in layers without RoPE that see everything."""
-        sees_all = self.pattern[letter] in GLOBAL_KINDS
-        return bool(
-            self.temperature_tokens and sees_all and self.positions[letter] == "n"
-        )
 
     def first_alike(self, letter: int) -> int:
         """The first place in the pattern that differs from `letter` by its parameters alone."""

@@ -39,4 +39,4 @@ def test_a_token_knows_its_place_by_sinks_alone(window_sinks):
         return np.asarray(hidden[:, -TAIL:])
 
     gaps = [np.abs(tail(n) - tail(reach + TAIL + 4)).max() for n in (132, 260)]
-    assert all((gap > 1e-2) == window_sinks for gap in gaps), gaps
+    assert min(gaps) > 1e-2 if window_sinks else max(gaps) < 1e-4, gaps
