@@ -220,6 +220,7 @@ def main():
         "trained_tokens": run.data.T,
         "trained_steps": steps,
         "trained_A": run.model.index.A,
+        "window_sinks": run.model.window_sinks,
     }
     way = (
         *("device", "tokens", "depth", "kind", "store", "route"),

@@ -23,6 +23,9 @@ LM = quality_parts.Suite(
         "dense": _layers("wwwd", (*_LOCAL, 256)),
         "window": _layers("wwww", _WIDE, "rrrr"),
         **quality_methods.selectors(_layers("wwwb", (*_LOCAL, 256)), A=8),
+        "exact_shortlist": _layers("wwwb", (*_LOCAL, 256)) | _knobs("index", R=8, X=32),
+        "without_sinks": _layers("wwwb", (*_LOCAL, 256))
+        | _knobs("model", window_sinks=False),
         "bookmark_rope": _layers("wwwb", (*_LOCAL, 256), "rrrr"),
         "started": _layers("wwwb", (*_LOCAL, 256))
         | quality_methods.started("wwwd", 100),

@@ -156,13 +156,14 @@ def passkeys() -> str:
     """Far passkeys of `experiments.passkey_long`, a row for each way of reading, depths side by side."""
     result = record.read("passkey_long")
     names = (
-        *("trained_tokens", "trained_steps", "tokens", "kind", "store", "route"),
+        *("trained_tokens", "trained_steps", "tokens", "kind", "window_sinks"),
+        *("store", "route"),
         *("granularity", "answer_route", "answer_X", "answer_temperature_tokens"),
         *("A", "beam", "device"),
     )
     lines = [
-        "| trained on | steps | tokens | kind | cache | route | read by | asked by | shortlist | sharper after | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
-        "|---" * 17 + "|",
+        "| trained on | steps | tokens | kind | sinks in windows | cache | route | read by | asked by | shortlist | sharper after | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
+        "|---" * 18 + "|",
     ]
     by_cell = {}
     for row in sorted(result["records"], key=lambda row: row["depth"]):
@@ -207,7 +208,7 @@ TABLES = {
     "recall": functools.partial(suite, "mqar"),
     "hops": functools.partial(suite, "hops"),
     "text": functools.partial(suite, "lm", "bits_per_byte"),
-    "needles": functools.partial(suite, "needles_96"),
+    "needles": functools.partial(suite, "needles"),
     "needles_small": functools.partial(suite, "needles_small"),
     "ablations": functools.partial(suite, "ablations"),
     "train_1m": train_1m,
