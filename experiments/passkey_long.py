@@ -2,7 +2,7 @@
 
 Command: python -m experiments.passkey_long --workdir=runs/small_bookmark [--tokens=1048576,10485760] [--depths=0,0.25,0.5,0.75,1]
     [--samples=50] [--batch=2] [--kinds=bookmark,window] [--stores=model,int8] [--route=chapters] [--choices=8] [--beam=16]
-    [--granularity=block] [--answers=chapters,flat,flat:32,flat:256:16384]
+    [--granularity=block] [--answers=chapters,flat,flat:32,flat:256:16384:0.3]
 Hardware: one H100; the records say which
 Output: experiments/results/passkey_long.json; cells measured before on the same device stay
 
@@ -13,8 +13,8 @@ the lower one of two; in a store's first cell one batch waits for the compiler. 
 `read_tokens_per_s`, over all rows of a batch, is the best of its batches. With `--granularity=block` the 16 tokens of a
 query block choose together while the text is read; a token that answers always chooses for itself. A text is read once and
 asked in each way of `--answers`: "flat" looks through all bookmarks for question and answer alone, whose tokens then choose
-each for itself; in "flat:32" exact keys pick the blocks out of the 32 best; in "flat:256:16384" attention is sharper beyond
-so many tokens, too (`model.temperature_tokens`).
+each for itself; in "flat:32" exact keys pick the blocks out of the 32 best; in "flat:256:16384:0.3" attention is sharper beyond
+16,384 tokens, too, by 0.3 (`model.temperature_tokens`, `model.temperature_gain`).
 
 Where a sample fails: `digits` is the share of single digits that are right, `key_read` the share of samples in which some
 head of a bookmark layer reads a block of the key when the first digit is drawn, and `blocks_read` how many blocks such a
@@ -129,10 +129,10 @@ def measure(params, model, empty, batch, ways):
 
 
 def ask_by(model, way):
-    """`ModelSettings.answer_by` the way "ROUTE[:X[:TEMPERATURE_TOKENS]]"; that of reading if it says the same."""
+    """`ModelSettings.answer_by` the way "ROUTE[:X[:TEMPERATURE_TOKENS[:GAIN]]]"; that of reading if it says the same."""
     route, *numbers = way.split(":")
     route = "" if route == model.index.route else route
-    return model.answer_by(route, *map(int, numbers))
+    return model.answer_by(route, *map(int, numbers[:2]), *map(float, numbers[2:]))
 
 
 def how_read(readings, block_id_BX):
@@ -170,6 +170,9 @@ def cell(run, params, model, empty, place, arguments):
             "answer_route": asks.index.route,
             "answer_X": asks.index.X,
             "answer_temperature_tokens": asks.temperature_tokens,
+            "answer_temperature_gain": asks.temperature_gain
+            if asks.temperature_tokens
+            else 0,
             "accuracy": float(np.concatenate(right).all(1).mean()),
             "digits": float(np.concatenate(right).mean()),
             "key_read": float(np.mean([x[1] for x in reads])) if has_choices else None,
@@ -196,7 +199,7 @@ def parse():
     parser.add_argument(
         "--answers",
         default="",
-        help="how question and answer choose: --route (alone by default) or flat, with :X by a shortlist, :X:N sharper after N tokens",
+        help="how question and answer choose: --route (alone by default) or flat, with :X by a shortlist, :X:N:GAIN sharper after N tokens",
     )
     parser.add_argument("--piece", type=int, default=1024)
     parser.add_argument(
@@ -225,7 +228,8 @@ def main():
     way = (
         *("device", "tokens", "depth", "kind", "store", "route"),
         *("A", "beam", "granularity"),
-        *("answer_route", "answer_X", "answer_temperature_tokens"),
+        *("answer_route", "answer_X"),
+        *("answer_temperature_tokens", "answer_temperature_gain"),
     )
     origin = provenance.provenance()
     for tokens in map(int, arguments.tokens.split(",")):

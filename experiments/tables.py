@@ -158,12 +158,13 @@ def passkeys() -> str:
     names = (
         *("trained_tokens", "trained_steps", "tokens", "kind", "window_sinks"),
         *("store", "route"),
-        *("granularity", "answer_route", "answer_X", "answer_temperature_tokens"),
+        *("granularity", "answer_route", "answer_X"),
+        *("answer_temperature_tokens", "answer_temperature_gain"),
         *("A", "beam", "device"),
     )
     lines = [
-        "| trained on | steps | tokens | kind | sinks in windows | cache | route | read by | asked by | shortlist | sharper after | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
-        "|---" * 18 + "|",
+        "| trained on | steps | tokens | kind | sinks in windows | cache | route | read by | asked by | shortlist | sharper after | by | choices | beam | device | right, by depth | samples | ms a token | cache, GB |",
+        "|---" * 19 + "|",
     ]
     by_cell = {}
     for row in sorted(result["records"], key=lambda row: row["depth"]):

@@ -52,12 +52,14 @@ class ReadingSettings:
             costs little, and finds what two levels of chapters miss in millions of tokens. "": by the model's route.
         answer_X: shortlist of question and answer, whose exact keys pick the blocks, see `index.X`; 0: the model's own.
         answer_temperature_tokens: `model.temperature_tokens` of question and answer; 0: the model's own.
+        answer_temperature_gain: `model.temperature_gain` of question and answer; 0: the model's own.
     """
 
     granularity: str = "token"
     answer_route: str = ""
     answer_X: int = 0
     answer_temperature_tokens: int = 0
+    answer_temperature_gain: float = 0.0
 
     def models(
         self, model: model_settings.ModelSettings
@@ -69,7 +71,10 @@ class ReadingSettings:
         """
         reading = model.with_room().read_by(self.granularity)
         return reading, reading.answer_by(
-            self.answer_route, self.answer_X, self.answer_temperature_tokens
+            self.answer_route,
+            self.answer_X,
+            self.answer_temperature_tokens,
+            self.answer_temperature_gain,
         )
 
 

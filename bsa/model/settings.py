@@ -198,7 +198,11 @@ class ModelSettings:
         return dataclasses.replace(self, index=index)
 
     def answer_by(
-        self, route: str, X: int = 0, temperature_tokens: int = 0
+        self,
+        route: str,
+        X: int = 0,
+        temperature_tokens: int = 0,
+        temperature_gain: float = 0.0,
     ) -> "ModelSettings":
         """The same model, for asking about what was read: by `index.route` (""), or "flat", through all bookmarks.
 
@@ -208,6 +212,7 @@ class ModelSettings:
         Args:
             X: the shortlist whose exact keys pick the blocks; 0: that of reading.
             temperature_tokens: beyond so many tokens attention is sharper, see `configs/base.py`; 0: as in reading.
+            temperature_gain: how much so; 0: `self.temperature_gain`.
 
         Raises:
             ValueError: another route, which would want chapters or links that the text was not read with; or X is less
@@ -223,4 +228,7 @@ class ModelSettings:
                 index, route=route, route_tokens=index.query_block, granularity="token"
             )
         tokens = temperature_tokens or self.temperature_tokens
-        return dataclasses.replace(self, index=index, temperature_tokens=tokens)
+        gain = temperature_gain or self.temperature_gain
+        return dataclasses.replace(
+            self, index=index, temperature_tokens=tokens, temperature_gain=gain
+        )

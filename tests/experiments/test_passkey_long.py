@@ -17,7 +17,7 @@ from bsa.train import settings
 from configs import tiny
 from experiments import decode, passkey_long
 
-WAYS = ["chapters", "flat", "flat:32"]
+WAYS = ["chapters", "flat", "flat:32:64:0.3"]
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_question_and_answer_go_by_a_route_of_their_own(ask, tmp_path):
     saved = [tmp_path / f"{name}.npz" for name in "ab"]
     ask(save_cache=saved[0])
     options = OPTIONS | {"answer_route": "flat", "answer_X": 64}
-    options |= {"answer_temperature_tokens": 8}
+    options |= {"answer_temperature_tokens": 8, "answer_temperature_gain": 0.3}
     answer = ask(options=options, save_cache=saved[1])
     assert saved[0].read_bytes() == saved[1].read_bytes()
     assert ask(options=options, load_cache=saved[0]) == answer
