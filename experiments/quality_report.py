@@ -110,6 +110,7 @@ def _panel(axes, rows, methods):
     # Of bits, where less is better, chance lies far above all.
     if min(chance.values()) <= 1:
         axes.plot(range(len(tests)), list(chance.values()), "k_:", label="chance")
+        axes.set_ylim(-0.03, 1.03)
     labels = ["\n".join([f"{n:,}", *task.split()[1:]]) for task, n in tests]
     axes.set_xticks(range(len(tests)), labels, fontsize=6)
     axes.grid(alpha=0.3)
