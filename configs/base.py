@@ -72,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
     index.top_p = 1.0  # as many of the A as hold this share of the attention that all A promise; 1: all of them
     index.min_share = 0.0  # what a choice must promise of it; where nothing stands out a token may choose nothing
     index.open_tokens = 16  # for how many tokens a chosen block stays open, its own included
-    index.X = 0  # shortlist whose exact keys pick the A blocks; 0 leaves the choice to the points
+    index.X = 0  # shortlist whose exact keys pick the A blocks; 0 leaves the choice to the points. A row over several devices is gathered for it, keys only
     index.query_pool = "mean"  # scores of a key/value head: "mean" of its queries, or "heads" (sum of their softmaxes)
     index.point_pool = "logsumexp"  # score of a bookmark's points: "logsumexp", the mass that all promise, or "max", what the best one does: as good, and Hopper's kernel searches faster
     index.granularity = "token"  # who chooses: each "token" for itself, or a query "block" by the mean of its queries: its first tokens are led by its last, so only --mode=generate reads prompts by it (--decode.granularity), nothing is trained or evaluated

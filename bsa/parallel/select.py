@@ -1,7 +1,8 @@
 """Which blocks each query block reads, over shards of a row: the index is built shard by shard, routing is global.
 
 Bookmarks are small, so every device gathers those of the whole row (chapters that do not straddle a shard, and the
-parents of each bookmark, too) and routes its own tokens through them. Called by `bsa.model.attention`.
+parents of each bookmark, too) and routes its own tokens through them. For the exact step it gathers the row's keys as well:
+16 in bfloat16 are as many bytes as eight float32 points. Called by `bsa.model.attention`.
 """
 
 import dataclasses
@@ -68,14 +69,10 @@ def choose(
     Returns:
         count_BGM (tokens that chose each bookmark), scored_BGT, a `turn.Learned` or None; the lists; `unite`'s refused_BGQ.
     Raises:
-        ValueError: shards are not whole blocks, heads do not divide, the exact step is asked for across shards, or query blocks choose.
+        ValueError: shards are not whole blocks, heads do not divide, or query blocks choose.
     """
     S = shapes.check(q_BTHK=q_BTHK, k_BSGK=k_BSGK, low_BT=view.low_BT)["S"]
     devices = placement.context
-    if devices > 1 and index.X:
-        raise ValueError(
-            f"index.X={index.X}: the exact step reads keys of other devices; set X=0 or mesh.context=1"
-        )
 
     def choose_shard(q_BTHK, k_BSGK, view, seed_BGT, boundary):
         if devices == 1:
@@ -84,6 +81,8 @@ def choose(
             bookmarks = build_shard(k_BSGK, view.start_BT, index, devices, boundary)
         B, T, G, K = k_BSGK.shape
         keys = k_BSGK.reshape(B, T // index.C, index.C, G, K).transpose(0, 3, 1, 2, 4)
+        if devices > 1 and index.X:
+            keys = _gather(lax.stop_gradient(keys))
         choice_BGTA, scored_BGT = route.search_blocks(
             q_BTHK,
             keys,

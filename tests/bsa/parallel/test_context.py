@@ -201,11 +201,11 @@ def test_rounds_do_not_look_ahead(devices):
     assert (whole != other).any()
 
 
-@pytest.mark.parametrize("longest", [1, 3])
-def test_the_index_of_shards_is_the_index(devices, longest):
-    """Spans and chapters of which some straddle shards, links, routes along both, and choices open across a border."""
+@pytest.mark.parametrize("longest, X", [(1, 0), (3, 0), (1, 4), (3, 4)])
+def test_the_index_of_shards_is_the_index(devices, longest, X):
+    """Spans and chapters of which some straddle shards, links, routes along both, exact keys, and choices open across a border."""
     changes = {"C": 4, "query_block": 4, "sink_tokens": 4, "J": 24, "A": 2}
-    changes |= {"route": "graph", "P": 2, "frontier": 4, "beam": 2}
+    changes |= {"route": "graph", "P": 2, "frontier": 4, "beam": 2, "X": X}
     changes |= {"chapter_bookmarks": 4, "chapter_levels": 2, "route_tokens": 64}
     if longest > 1:
         changes |= {"span_blocks": longest, "spans": "learned", "digest": "spread"}
