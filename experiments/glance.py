@@ -11,6 +11,7 @@ def table() -> str:
     for what, ours, others, device in (
         _text(),
         _recall(),
+        _hops(),
         _pretrained(),
         _passkeys(2**17, 8192, ""),
         _passkeys(2**20, 8192, ", read by blocks", granularity="block", A=8),
@@ -74,6 +75,29 @@ def _recall():
     what = f"recall of 256 pairs, {_read(**where)}"
     device = _rows("quality", method="bookmark", **where)[0]["device"]
     return what, _score("bookmark", **where), _beside(others), _short(device)
+
+
+def _hops():
+    where = {"suite": "hops", "task": "mqar num_pairs=64 hops=2", "length": 256}
+    ours = _rows("quality", method="ask_again", **where)
+    others = {
+        shown: _score(name, **where)
+        for shown, name in (
+            ("links", "links_1"),
+            ("two bookmark layers", "two_layers"),
+            ("one dense layer", "dense"),
+        )
+    }
+    what = (
+        f"two hops among 64 pairs, one bookmark layer that asks again ({len(ours)} seeds), a guess is"
+        f" {ours[0]['chance']:.3f}"
+    )
+    return (
+        what,
+        f"{_mean(ours, 'score'):.3f}",
+        _beside(others),
+        _short(ours[0]["device"]),
+    )
 
 
 def _needles():
