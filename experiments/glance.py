@@ -121,6 +121,7 @@ def _needles():
         seeds = set.intersection(
             *({row["seed"] for row in rows} for rows in (ours, *others))
         )
+        scores = [row["score"] for row in ours]
         ours, *others = (
             [row for row in rows if row["seed"] in seeds] for rows in (ours, *others)
         )
@@ -132,8 +133,10 @@ def _needles():
             f"{said}, 65,536 tokens, trained on 4,096 (seed {', '.join(map(str, sorted(seeds)))}), by a shortlist of"
             f" exact keys, {_mean(ours, 'attended_tokens'):,.0f} tokens read"
         )
-        device = _short(ours[0]["device"])
-        yield what, f"{_mean(ours, 'score'):.3f}", _beside(beside), device
+        score = f"{_mean(ours, 'score'):.3f}"
+        if len(scores) > len(seeds):
+            score += f" ({len(scores)} seeds: {min(scores):.3f} to {max(scores):.3f})"
+        yield what, score, _beside(beside), _short(ours[0]["device"])
 
 
 def _mean(rows, name):

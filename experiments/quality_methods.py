@@ -2,11 +2,12 @@
 
 Published methods are those that the index can express: `moba` and `quest` read their own block and the best others, by
 mean key or by bound, for each head (so query heads have keys of their own, H = G); `mean_key` and `minmax` are bookmark
-layers with their digests; `representatives` keeps the three keys of a block that are farthest from its mean, where InfLLM asks which its
-neighbours attend to; `exact_shortlist` has the keys of the blocks that points found best pick among them; `without_sinks` has windows that read no first tokens; `strided`, `fixed` and `random` are Sparse Transformer's and BigBird's patterns beside window and
-sinks, with as many blocks as the budget has room for, not as many as the text asks for; `streaming` is a window with
-sinks, without new positions in the cache; `irope` is Llama 4's schedule of layers without the temperature that it has
-beyond the trained length; `nsa` has the three branches of NSA with gates, but means instead of a learned summary, one
+layers with their digests; `representatives` keeps the three keys of a block that are farthest from its mean, where InfLLM
+asks which its neighbours attend to; `exact_shortlist` has the keys of the blocks that points found best pick among them;
+`without_sinks` has windows that read no first tokens; `strided`, `fixed` and `random` are Sparse Transformer's and
+BigBird's patterns beside window and sinks, with as many blocks as the budget has room for, not as many as the text asks
+for; `streaming` is a window with sinks, without new positions in the cache; `irope` is Llama 4's schedule of layers
+without the temperature that it has beyond the trained length; `nsa` has the three branches of NSA with gates, but means instead of a learned summary, one
 size of blocks, and the same keys and values for all branches; `landmark` has Landmark's grouped softmax, with a block's
 mean key for a landmark, and few blocks in training too; `halving` descends a binary tree as HiP does, see `halving`.
 Ways of learning to select are methods too: `started` reads everything in its first tenth of steps (where needles are learned,

@@ -74,6 +74,15 @@ def test_a_key_is_read_where_everything_is(run):
         assert finds_B.all() and blocks == -(-len(batch[0][0]) // index.C)
 
 
+def test_a_way_of_asking_changes_what_it_names_alone(run):
+    model = run.model
+    asks = passkey_long.ask_by(model, "flat:32:64:0.3")
+    assert (asks.index.route, asks.index.X) == ("flat", 32)
+    assert (asks.temperature_tokens, asks.temperature_gain) == (64, 0.3)
+    assert passkey_long.ask_by(model, "flat:32:64").temperature_gain == 0.1
+    assert passkey_long.ask_by(model, model.index.route) == model
+
+
 def test_reads_are_counted_over_layers_and_heads_but_found_in_any():
     block_id_BGJ = np.array([[[0, 7, -1], [0, 3, 9]], [[0, 7, 8], [0, -1, -1]]])
     reading = attend.Reading(block_id_BGJ, None, None)
